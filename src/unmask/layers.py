@@ -1,0 +1,183 @@
+"""The parts vision transformers are made of: patches, positions, attention, MLP, block.
+
+Everything here runs on any subset of patches: nothing assumes that tokens fill a grid.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unmask.errors import BadInput
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into flattened patches, row by row, each patch as (row, column, channel) as in MAE's reference code.
+
+    images: (B, C, H, W), H and W multiples of `patch_size`. Returns (B, N, P*P*C), N = H/P * W/P, same dtype.
+    """
+    B, C, H, W = images.shape
+    grid_of((H, W), patch_size)
+    P = patch_size
+    patches = images.reshape(B, C, H // P, P, W // P, P)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // P) * (W // P), P * P * C)
+
+
+def unpatchify(patches: Tensor, image_size: tuple[int, int], patch_size: int) -> Tensor:
+    """The inverse of `patchify`: (B, N, P*P*C) back to images (B, C, H, W)."""
+    rows, columns = grid_of(image_size, patch_size)
+    P = patch_size
+    images = patches.reshape(patches.shape[0], rows, columns, P, P, -1)
+    return images.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, rows * P, columns * P)
+
+
+def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches in an image of (height, width) pixels. BadInput unless the patch divides both."""
+    height, width = image_size
+    if height < patch_size or width < patch_size:
+        raise BadInput(
+            f"an image of {height}x{width} pixels is smaller than one {patch_size}-pixel patch: "
+            "choose a larger --image-size or an encoder with smaller patches"
+        )
+    if height % patch_size or width % patch_size:
+        near = tuple(max(1, round(side / patch_size)) * patch_size for side in image_size)
+        raise BadInput(
+            f"patches of {patch_size} pixels do not tile an image of {height}x{width}: use --image-size {near[0]}x{near[1]}"
+        )
+    return height // patch_size, width // patch_size
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Gather tokens (B, N, D) at indices (B, K) into (B, K, D)."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed two-dimensional sine-cosine positions, (N, dim) float32: half of the dimensions tell the column, half the
+    row, as in MAE's reference code (which follows MoCo v3). `dim` must be a multiple of 4."""
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    halves = []
+    for coordinate in (columns, rows):
+        angles = coordinate.reshape(-1, 1).double() * frequencies  # (N, dim/4)
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions (N, D) learnt on the grid `old`, interpolated (bicubic, antialiased) to the grid `new`."""
+    if old == new:
+        return positions
+    grid = positions.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1).to(positions.dtype)
+
+
+def to_compute_dtype(x: Tensor) -> Tensor:
+    """Cast to the autocast dtype, when there is one: what a matrix product would do anyway, done before the layer norm,
+    so that the norm reads and writes half the memory (its statistics are float32 inside the kernel all the same)."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017), with queries for the last `queries` tokens only when asked."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise BadInput(f"{heads} attention heads do not divide a width of {dim}")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.projection = nn.Linear(dim, dim)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
+
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """x: (B, N, D). Returns (B, Q, D), Q = `queries` or N."""
+        if queries is None:
+            q, k, v = map(self.split, self.qkv(x).chunk(3, dim=-1))
+        else:
+            D = x.shape[-1]
+            q = self.split(F.linear(x[:, -queries:], self.qkv.weight[:D], self.qkv.bias[:D]))
+            k, v = map(self.split, F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=-1))
+        if x.device.type == "cpu":  # the CPU's flash kernel is slow backwards: 1.5 to 10 times, see benchmarks/mae_step.py
+            out = self.weights(q, k) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        return self.projection(out.transpose(1, 2).flatten(2))
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, heads, Q, N)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The attention weights themselves, (B, heads, N, N): row i says where token i looks."""
+        q, k, _ = map(self.split, self.qkv(x).chunk(3, dim=-1))
+        return self.weights(q, k)
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for whole samples, and scales up the others."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * kept / (1.0 - self.rate)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x)).
+
+    layer_scale: initial factor of each residual branch, per channel (Touvron et al. 2021), or None for none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        scale = (lambda: None) if layer_scale is None else (lambda: nn.Parameter(torch.full((dim,), layer_scale)))
+        self.register_parameter("scale1", scale())
+        self.register_parameter("scale2", scale())
+
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """x: (B, N, D). With `queries`, only the last so many tokens come out: (B, queries, D)."""
+        attended = self.attention(self.norm1(to_compute_dtype(x)), queries)
+        if queries is not None:
+            x = x[:, -queries:]
+        x = x + self.drop_path(attended if self.scale1 is None else attended * self.scale1)
+        thought = self.mlp(self.norm2(to_compute_dtype(x)))
+        return x + self.drop_path(thought if self.scale2 is None else thought * self.scale2)
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform matrices and zero biases, as the original ViT and MAE (`module.apply(initialise)`)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

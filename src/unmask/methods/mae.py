@@ -1,0 +1,221 @@
+"""Masked autoencoder: He, Chen, Xie, Li, Dollár, Girshick 2021, "Masked Autoencoders Are Scalable Vision Learners".
+
+    unmask pretrain mae --data photos/ --out runs/a
+
+Hide 75% of the patches of an image, encode only the visible ones, add mask tokens, and let a light decoder paint the
+hidden ones; the error counts on hidden patches alone. Afterwards the decoder is thrown away.
+
+Published, ImageNet-1k, ViT-B/L/H at 224 px after 1600 epochs (appendix A, table 3): fine-tuned 83.6 / 85.9 / 86.9 percent.
+
+Deviations from the reference code (facebookresearch/mae), none of which changes the function learnt:
+- patches are gathered before the patch embedding; tokens stay in the order visible, then hidden, for every token
+  carries its position; the last decoder block computes only the tokens whose prediction counts;
+- masks come from the sample's seed (seed, epoch, sample), not from the device's generator.
+Deviations that do: the decoder of encoders smaller than ViT-B is smaller by rule (`decoder_size`), and a collection
+smaller than ImageNet gets the rate that `unmask inspect` explains.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unmask.data.augment import MASK_STREAM, View, uniform
+from unmask.data.loader import Batch
+from unmask.errors import BadInput
+from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, unpatchify
+from unmask.methods.method import Method
+from unmask.models.vit import ViT
+from unmask.training.engine import Clock
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What MAE adds to the settings of every method. Defaults: the paper's (table 1, grey cells; table 8)."""
+
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden (the paper's figure 5: 0.75 is best for both fine-tuning and linear probing)."""
+    masking: Literal["random", "block", "grid"] = "random"
+    """How hidden patches are chosen: uniformly without replacement, in large blocks, or all but a regular lattice."""
+    norm_pix: bool = True
+    """Predict each patch normalised by its own mean and deviation (table 1d: better features) instead of raw pixels."""
+    loss_on: Literal["masked", "all"] = "masked"
+    """Which patches the error counts on. The paper: hidden ones only (counting all costs it 0.5 points)."""
+    decoder_width: int | None = None
+    """Width of the decoder; by default the paper's 512 from ViT-B up, and 2/3 of the encoder's width below."""
+    decoder_depth: int | None = None
+    """Blocks of the decoder; by default the paper's 8 at width 512, and one for each 64 of its width below."""
+    mask_token_in_encoder: bool = False
+    """Let the encoder see mask tokens in place of hidden patches (the ablation of table 1c: slower and worse)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image in a random crop (table 1e)."""
+    flip: float = 0.5
+    """Probability of flipping an image from left to right. 0 where left and right matter."""
+
+
+def decoder_size(encoder_width: int) -> tuple[int, int]:
+    """Default width and depth of the decoder: the paper's 512 x 8 is 2/3 of ViT-B's width, and a block for each 64 of
+    that; smaller encoders keep both proportions (ViT-S 256 x 4, ViT-Ti 128 x 2), larger ones keep 512 x 8."""
+    width = min(512, max(64, round(encoder_width * 2 / 3 / 64) * 64))
+    return width, width // 64
+
+
+class MAE(Method):
+    """encoder: a ViT; its positions are meant to be the fixed sine-cosine ones, as in the paper."""
+
+    Settings = Settings
+
+    def __init__(self, encoder: ViT, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
+        super().__init__()
+        if not 0.0 < settings.mask_ratio < 1.0:
+            raise BadInput(f"--mask-ratio is {settings.mask_ratio}: give a share between 0 and 1, such as 0.75")
+        self.encoder, self.settings = encoder, settings
+        self.views = (View(encoder.image_size, crop_scale=settings.crop_scale, flip=settings.flip),)
+        rule_width, rule_depth = decoder_size(encoder.width)
+        width = settings.decoder_width or rule_width
+        depth = settings.decoder_depth or (rule_depth if settings.decoder_width is None else max(1, width // 64))
+        if width % 32:
+            raise BadInput(f"--decoder-width is {width}: use a multiple of 32, the width of one attention head")
+
+        self.encoder_mask_token = nn.Parameter(torch.zeros(encoder.width)) if settings.mask_token_in_encoder else None
+        self.decoder_embedding = nn.Linear(encoder.width, width)
+        self.mask_token = None if settings.mask_token_in_encoder else nn.Parameter(torch.zeros(width))
+        self.register_buffer("decoder_positions", sincos_positions(width, encoder.grid))
+        heads = width // 32  # 16 at width 512
+        self.decoder_blocks = nn.ModuleList(Block(width, heads, norm_eps=norm_eps) for _ in range(depth))
+        self.decoder_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.prediction = nn.Linear(width, encoder.patch_size**2 * encoder.channels)
+        for module in (self.decoder_embedding, self.decoder_blocks, self.prediction):
+            module.apply(initialise)
+        for token in (self.encoder_mask_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+        self.sample(torch.zeros(1, dtype=torch.int64), encoder.grid)  # a ratio that leaves nothing to see fails here
+
+    def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        (images,) = batch.views
+        grid = grid_of((images.shape[2], images.shape[3]), self.encoder.patch_size)
+        keep, masked = self.sample(batch.seed, grid)
+        return self.loss(images, keep, masked)
+
+    # Masking (section 3, "Masking"; figure 6)
+
+    def sample(self, seeds: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Indices of the visible patches (B, K) and of the hidden ones (B, M), from sample seeds (B,)."""
+        rows, columns = grid
+        N = rows * columns
+        order = uniform(seeds, N, MASK_STREAM)  # the first K in this order stay visible
+        visible = int(N * (1 - self.settings.mask_ratio))
+        if self.settings.masking == "grid":
+            stride = round((1 - self.settings.mask_ratio) ** -0.5)
+            if stride < 2 or abs(1 - stride**-2 - self.settings.mask_ratio) > 0.01:
+                raise BadInput("--masking grid keeps one patch of 4, 9, 16, …: use --mask-ratio 0.75, 0.889 or 0.9375")
+            patch = torch.arange(N, device=seeds.device)
+            on_lattice = (patch // columns % stride == 0) & (patch % columns % stride == 0)
+            visible = int(on_lattice.sum())
+            order = order + ~on_lattice
+        elif self.settings.masking == "block":
+            order = order - block_rank(seeds, grid, hidden=N - visible)
+        if not 0 < visible < N:
+            raise BadInput(
+                f"--mask-ratio {self.settings.mask_ratio} of {N} patches leaves {visible} to see: "
+                "change it, or choose a larger --image-size or smaller patches"
+            )
+        order = order.argsort(dim=1, stable=True)
+        return order[:, :visible], order[:, visible:]
+
+    # The autoencoder (section 3, "MAE encoder", "MAE decoder")
+
+    def decode(self, images: Tensor, keep: Tensor, masked: Tensor, everywhere: bool) -> Tensor:
+        """Predictions (B, M, P*P*C) for the hidden patches, or (B, K + M, P*P*C) for visible then hidden ones."""
+        size = (images.shape[2], images.shape[3])
+        grid = grid_of(size, self.encoder.patch_size)
+        positions = resample_positions(self.decoder_positions, self.encoder.grid, grid).expand(len(images), -1, -1)
+        visible, hidden = take(positions, keep), take(positions, masked)  # (B, K, d), (B, M, d)
+
+        tokens = self.encoder.embed(images, keep)  # (B, prefix + K, D)
+        if self.encoder_mask_token is not None:
+            there = take(self.encoder.positions_for(size).expand(len(images), -1, -1), masked)
+            tokens = torch.cat([tokens, self.encoder_mask_token + there], dim=1)
+        tokens = self.decoder_embedding(self.encoder.encode(tokens))  # (B, prefix + K [+ M], d)
+        if self.mask_token is not None:
+            tokens = torch.cat([tokens, self.mask_token.to(tokens.dtype).expand_as(hidden)], dim=1)
+        no_position = positions.new_zeros(len(images), self.encoder.prefix, positions.shape[-1])
+        tokens = tokens + torch.cat([no_position, visible, hidden], dim=1)  # (B, prefix + N, d)
+
+        *earlier, last = self.decoder_blocks
+        for block in earlier:
+            tokens = block(tokens)
+        wanted = keep.shape[1] + masked.shape[1] if everywhere else masked.shape[1]
+        return self.prediction(self.decoder_norm(last(tokens, queries=wanted)))
+
+    def targets(self, patches: Tensor) -> Tensor:
+        """What is to be predicted for patches (..., P*P*C): the pixels, normalised per patch if so set (section 3,
+        "Reconstruction target"), with the reference's unbiased variance and 1e-6."""
+        if not self.settings.norm_pix:
+            return patches
+        mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+        return (patches - mean) / (var + 1e-6).sqrt()
+
+    def loss(self, images: Tensor, keep: Tensor, masked: Tensor) -> dict[str, Tensor]:
+        """Mean squared error for images (B, C, H, W), visible patches `keep` (B, K) and hidden ones `masked` (B, M).
+
+        "uninformed" is the error of the best constant: 1 for normalised patches, but far below where many patches are
+        blank, for a blank patch is predicted by anything that says zero.
+        """
+        everywhere = self.settings.loss_on == "all"
+        counted = torch.cat([keep, masked], dim=1) if everywhere else masked
+        target = self.targets(take(patchify(images, self.encoder.patch_size), counted))
+        predicted = self.decode(images, keep, masked, everywhere)
+        return {
+            "loss": (predicted.float() - target).square().mean(),
+            "uninformed": (target - target.mean(dim=(0, 1))).square().mean(),
+        }
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, keep: Tensor) -> Tensor:
+        """The image as painted from the patches at `keep` alone: (B, C, H, W) in the space of `images`, every patch a
+        prediction (paste the visible ones back to see the two together).
+
+        A model of normalised patches says nothing of a patch's brightness and contrast. A visible patch gets its own
+        mean and deviation back; a hidden one gets those of the visible patches, averaged with weight 1 / distance^3. No
+        statistic of a hidden pixel is used, so the picture shows what was inferred and nothing more.
+        """
+        size, P = (images.shape[2], images.shape[3]), self.encoder.patch_size
+        rows, columns = grid_of(size, P)
+        hidden = torch.ones(len(images), rows * columns, dtype=torch.bool, device=images.device)
+        hidden.scatter_(1, keep, False)
+        masked = hidden.nonzero()[:, 1].view(len(images), -1)
+        order = torch.cat([keep, masked], dim=1)
+        predicted = self.decode(images, keep, masked, everywhere=True).float()
+        if self.settings.norm_pix:
+            seen = take(patchify(images, P), keep)
+            statistics = torch.stack([seen.mean(-1), (seen.var(-1) + 1e-6).sqrt()], dim=-1)  # (B, K, 2)
+            places = torch.stack([order // columns, order % columns], dim=-1).float()  # (B, N, 2)
+            distance = torch.cdist(places, places[:, : keep.shape[1]])  # (B, N, K)
+            weights = distance.clamp(min=1e-4) ** -3
+            mean, std = (weights / weights.sum(-1, keepdim=True) @ statistics).split(1, dim=-1)
+            predicted = predicted * std + mean
+        return unpatchify(take(predicted, order.argsort(dim=1)), size, P)
+
+
+def block_rank(seeds: Tensor, grid: tuple[int, int], hidden: int, blocks: int = 32) -> Tensor:
+    """How early a falling block covers each patch, (B, N): `blocks` for the first block down to 1 for the last, 0 for none.
+
+    Blocks are BEiT's (Bao et al. 2021, algorithm 1): at least 16 patches (or a quarter of those to hide), aspect 0.3 to
+    1/0.3. Hiding the `hidden` best-ranked patches gives every image the same number of hidden patches; the last block
+    is thinned at random.
+    """
+    rows, columns = grid
+    area, shape, down, right = uniform(seeds, 4 * blocks, MASK_STREAM + rows * columns).unflatten(1, (4, blocks)).unbind(1)
+    smallest = min(16, max(1, hidden // 4))
+    area = smallest + area * (hidden - smallest)
+    aspect = 0.3 * (1 / 0.3**2) ** shape
+    height, width = (area * aspect).sqrt().round().clamp(1, rows), (area / aspect).sqrt().round().clamp(1, columns)
+    top, left = (down * (rows - height + 1)).floor(), (right * (columns - width + 1)).floor()
+    patch = torch.arange(rows * columns, device=seeds.device)
+    row, column = (patch // columns)[:, None], (patch % columns)[:, None]  # (N, 1)
+    top, left, height, width = (x[:, None] for x in (top, left, height, width))  # (B, 1, blocks)
+    covered = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)  # (B, N, blocks)
+    return (covered * torch.arange(blocks, 0, -1, device=seeds.device)).amax(dim=-1)

@@ -1,0 +1,130 @@
+"""Vision transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), on all patches or on any subset.
+
+Patches are cut by a reshape and the kept ones are gathered before the patch embedding, so that a masked patch costs
+nothing (He et al. 2021, section 3). Any channel count; any height and width that the patch size divides.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, to_compute_dtype
+
+# name: width, depth, heads (Dosovitskiy et al. 2021, table 1; tiny and small: Touvron et al. 2021, table 1)
+SIZES = {
+    "vit-tiny": (192, 12, 3),
+    "vit-small": (384, 12, 6),
+    "vit-base": (768, 12, 12),
+    "vit-large": (1024, 24, 16),
+    "vit-huge": (1280, 32, 16),
+}
+
+
+@dataclass(frozen=True)
+class Features:
+    """All that a forward pass saw."""
+
+    tokens: Tensor
+    """Tokens after the final norm, (B, T, D): the class token first, if there is one, then the patches."""
+    blocks: tuple[Tensor, ...]
+    """Tokens after each block, (B, T, D) each, before the final norm."""
+    attention: tuple[Tensor, ...]
+    """Attention weights of each block, (B, heads, T, T) each; empty unless asked for."""
+
+
+class ViT(nn.Module):
+    """Images (B, C, H, W) to one vector each (B, D).
+
+    positions: "learned" (ViT) or "sincos" (fixed, MAE). pool: "class" takes the class token, "mean" the mean of the patch
+    tokens, both after the final norm. drop_path: rate of the last block, rising linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        channels: int = 3,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        positions: Literal["learned", "sincos"] = "learned",
+        class_token: bool = True,
+        pool: Literal["class", "mean"] = "class",
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+        if pool == "class" and not class_token:
+            raise ValueError("pool='class' needs class_token=True")
+        self.grid = grid_of(image_size, patch_size)
+        self.image_size, self.patch_size, self.channels, self.width, self.pool = (
+            image_size,
+            patch_size,
+            channels,
+            width,
+            pool,
+        )
+        self.patch_embedding = nn.Linear(patch_size * patch_size * channels, width)
+        self.class_token = nn.Parameter(torch.zeros(width)) if class_token else None
+        if positions == "sincos":
+            self.register_buffer("positions", sincos_positions(width, self.grid))
+            class_position = torch.zeros(width) if class_token else None
+            self.register_buffer("class_position", class_position)
+        else:
+            self.positions = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], width))
+            self.class_position = nn.Parameter(torch.zeros(width)) if class_token else None
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, layer_scale, norm_eps) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.apply(initialise)
+        for learned in (self.class_token, self.positions, self.class_position):
+            if isinstance(learned, nn.Parameter):
+                nn.init.trunc_normal_(learned, std=0.02)
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches."""
+        return 0 if self.class_token is None else 1
+
+    def positions_for(self, image_size: tuple[int, int]) -> Tensor:
+        """Positions (N, D) of the patches of an image of this size, resampled if it is not the size trained on."""
+        return resample_positions(self.positions, self.grid, grid_of(image_size, self.patch_size))
+
+    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) to tokens (B, prefix + K, D) with positions; only the patches at `keep` (B, K) if given."""
+        patches = patchify(images, self.patch_size)  # (B, N, P*P*C)
+        positions = self.positions_for((images.shape[2], images.shape[3])).expand(len(images), -1, -1)  # (B, N, D)
+        if keep is not None:
+            patches, positions = take(patches, keep), take(positions, keep)  # (B, K, ...)
+        tokens = self.patch_embedding(patches) + positions
+        if self.class_token is not None:
+            first = (self.class_token + self.class_position).to(tokens.dtype).expand(len(images), 1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
+        return tokens
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) through the blocks and the final norm."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(to_compute_dtype(tokens))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """One vector (B, D) from normalised tokens (B, T, D)."""
+        return tokens[:, 0] if self.pool == "class" else tokens[:, self.prefix :].mean(dim=1)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self.pooled(self.encode(self.embed(images, keep)))
+
+    def forward_features(self, images: Tensor, keep: Tensor | None = None, attention: bool = False) -> Features:
+        tokens = self.embed(images, keep)
+        blocks, maps = [], []
+        for block in self.blocks:
+            if attention:
+                maps.append(block.attention.maps(block.norm1(to_compute_dtype(tokens))))
+            tokens = block(tokens)
+            blocks.append(tokens)
+        return Features(self.norm(to_compute_dtype(tokens)), tuple(blocks), tuple(maps))

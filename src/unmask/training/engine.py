@@ -1,0 +1,228 @@
+"""The one loop that trains everything.
+
+It knows no model, no method and no source: it is handed a method (images in, loss out), a function that yields batches
+from any step on, a recipe, and, where the run is to be kept, a run.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from unmask.errors import BadInput
+from unmask.training import health
+from unmask.training.optim import Recipe, adamw, rate
+from unmask.training.run import Run
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The only notion of time."""
+
+    step: int
+    """Steps of the optimiser done so far."""
+    steps: int
+    """Steps in the whole run."""
+    epoch: float
+    """Passes over the data done so far."""
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1."""
+        return self.step / self.steps
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called auto, cpu or cuda. BadInput if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput("--device cuda: torch sees no GPU here; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"--device {name}: use auto, cpu or cuda") from None
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """bf16 or float32, and why."""
+    if name == "float32":
+        return name, "as asked"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if name == "bf16":
+        return name, "as asked" if fast else "as asked, though this processor only emulates it: slow"
+    what = "this GPU" if device.type == "cuda" else "this processor"
+    return ("bf16", f"{what} multiplies bf16 in hardware") if fast else ("float32", f"{what} has no bf16 in hardware")
+
+
+def autocast(device: torch.device, precision: str):
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def fit(
+    method: nn.Module,
+    batches: Callable[[int], Iterator[Any]],
+    recipe: Recipe,
+    run: Run | None = None,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    precision: str = "float32",
+    compiled: bool = False,
+    log_every: int | None = None,
+    save_every: int | None = None,
+    watch: Tensor | None = None,
+    probe: Callable[[nn.Module], dict[str, float]] | None = None,
+    title: str | None = None,
+) -> list[dict[str, Any]]:
+    """Train `method` and return the log: one dict for each `log_every` steps.
+
+    method: forward(batch, clock) gives {"loss", "uninformed", …}; see unmask.methods.method.
+    batches: batches(n) yields batches from number n on, endlessly; the same n always the same batches.
+    run: where log and checkpoints go; a run with a checkpoint is gone on with. None keeps nothing.
+    watch: images (B, C, H, W) whose features are watched for collapse. probe: judges the encoder five times a run.
+    title: what the progress bar says; None for no bar.
+
+    Raises health.Diverged as soon as a logged loss is NaN or infinite, before it reaches a checkpoint.
+    """
+    method.to(device).train()
+    optimiser = adamw(method, recipe)
+    step, history = 0, []
+    if run is not None and (state := run.restore()) is not None:
+        step = state["step"]
+        method.load_state_dict(state["method"])
+        optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["rng"])
+        history = run.rewind(step)
+    start = step
+    log_every = log_every or min(50, max(1, recipe.steps // 200))
+    save_every = save_every or max(log_every, recipe.steps // 10)
+    probe_every = max(1, recipe.steps // 5)
+    watch_every = log_every * max(1, recipe.steps // 25 // log_every)
+    forward = torch.compile(method) if compiled else method
+    meter = Meter()
+    stream = batches(step * recipe.accumulate)
+
+    with bar(title, recipe.steps, step) as show:
+        while step < recipe.steps:
+            clock = Clock(step, recipe.steps, step / recipe.steps_per_epoch)
+            lr = rate(recipe, step)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            for _ in range(recipe.accumulate):
+                with meter.waiting():
+                    batch = next(stream)
+                with autocast(device, precision):
+                    values = forward(batch, clock)
+                (values["loss"] / recipe.accumulate).backward()
+                meter.add(values, len(batch.index))
+            method.after_backward(clock)
+            logs = (step + 1) % log_every == 0 or step + 1 == recipe.steps
+            extra: dict[str, Any] = {}
+            if recipe.clip is not None or logs:
+                norm = nn.utils.clip_grad_norm_(method.parameters(), recipe.clip or float("inf"))
+            if logs:
+                before = health.snapshot(method)
+            optimiser.step()
+            method.after_step(clock)
+            step += 1
+            if logs:
+                extra = {"lr": lr, "grad_norm": norm.item(), "update_ratio": health.update_ratio(method, before)}
+                health.check(method, batch, values, step)
+            optimiser.zero_grad(set_to_none=True)
+            if not logs:
+                continue
+
+            line = {"step": step, "epoch": step / recipe.steps_per_epoch, **meter.read(), **extra}
+            if watch is not None and (step % watch_every == 0 or step in (recipe.steps, start + log_every)):
+                line |= health.features(encode(method.encoder, watch, device, precision))
+            if probe is not None and step // probe_every > (step - log_every) // probe_every:
+                line |= probe(method.encoder)
+                method.train()
+            meter.reset()
+            history.append(line)
+            show(line)
+            if run is not None:
+                run.log(line)
+                if step // save_every > (step - log_every) // save_every or step == recipe.steps:
+                    state = {"method": method.state_dict(), "optimiser": optimiser.state_dict()}
+                    run.save(step, {**state, "step": step, "rng": torch.get_rng_state()})
+    return history
+
+
+@torch.no_grad()
+def encode(encoder: nn.Module, images: Tensor, device: torch.device, precision: str, batch_size: int = 64) -> Tensor:
+    """Vectors (B, D) float32 of images (B, C, H, W), the encoder in evaluation mode meanwhile."""
+    training = encoder.training
+    encoder.eval()
+    with autocast(device, precision):
+        vectors = torch.cat([encoder(part.to(device)).float() for part in images.split(batch_size)])
+    encoder.train(training)
+    return vectors
+
+
+class Meter:
+    """Means, rates and waits since the last line of the log. Values stay on the device until they are read."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.batches = self.images = 0
+        self.waited, self.began = 0.0, time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def add(self, values: dict[str, Tensor], images: int) -> None:
+        self.batches += 1
+        self.images += images
+        for name, value in values.items():
+            value = value.detach().float()
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    def read(self) -> dict[str, float]:
+        means = {name: (total / self.batches).item() for name, total in self.totals.items()}
+        seconds = time.perf_counter() - self.began
+        means["ratio"] = means["loss"] / max(means["uninformed"], 1e-12)
+        return means | {"images_per_second": self.images / seconds, "loader_wait": self.waited / seconds, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def bar(title: str | None, steps: int, step: int):
+    """A progress bar with rate, loss and time left; on no terminal, a line each tenth of the way."""
+    if title is None:
+        yield lambda line: None
+        return
+    columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TaskProgressColumn()]
+    columns += [TextColumn("{task.fields[now]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=steps, completed=step, now="")
+        printed = step
+
+        def show(line: dict[str, Any]) -> None:
+            nonlocal printed
+            now = f"step {line['step']}/{steps}  loss {line['loss']:.4f} ({line['ratio']:.0%} of uninformed)"
+            now += f"  {line['images_per_second']:,.0f} images/s"
+            if "knn" in line:
+                now += f"  k-NN {line['knn']:.3f}"
+            progress.update(task, completed=line["step"], now=now)
+            if not console.is_terminal and (line["step"] - printed >= steps / 10 or line["step"] == steps):
+                printed = line["step"]
+                console.print(f"{title}: {now}")
+
+        yield show

@@ -1,0 +1,119 @@
+"""A run: one folder on disk with settings, log, checkpoints and results."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from unmask.errors import BadInput
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole text file or none: beside, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+class Run:
+    """The folder of one run. `Run.create` begins one, `Run(folder)` opens one that exists."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / "settings.yaml").is_file():
+            raise BadInput(f"{folder} is not a run (it has no settings.yaml): give the --out folder of `unmask pretrain`")
+        self._board: SummaryWriter | None = None
+
+    @classmethod
+    def create(cls, folder: str | Path, settings: dict[str, Any], resume: bool = False) -> "Run":
+        """Begin a run, or with `resume` go on with the one that is there. BadInput if the folder cannot be used."""
+        folder = Path(folder)
+        begun = (folder / "settings.yaml").is_file()
+        if begun and not resume:
+            raise BadInput(f"{folder} already holds a run: choose another --out, or go on with it by --resume")
+        if not begun and folder.is_dir() and any(folder.iterdir()):
+            raise BadInput(f"{folder} is not empty and holds no run: choose another --out")
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if not begun:
+                write(folder / "settings.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise BadInput(f"{folder} cannot be written ({error.strerror}): choose another --out") from None
+        return cls(folder)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "settings.yaml").read_text(encoding="utf-8"))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, or {} where it is not there yet."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        write(self.folder / name, json.dumps(content, indent=2) + "\n")
+
+    # The log
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Forget what was logged after `step`, and return the rest: where a resumed run goes on."""
+        kept = [line for line in self.history() if line["step"] <= step]
+        write(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        return kept
+
+    def log(self, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and the same for TensorBoard."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._board is None:
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        for name, value in values.items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(name, value, values["step"])
+
+    # Checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+
+    def save(self, step: int, state: dict[str, Any], keep: int = 2) -> None:
+        """A checkpoint, written beside and renamed; the newest `keep` stay."""
+        path = self.folder / "checkpoints" / f"step-{step:09d}.pt"
+        beside = path.with_suffix(".part")
+        torch.save(state, beside)
+        beside.replace(path)
+        for old in self.checkpoints()[:-keep]:
+            old.unlink()
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, read without running any code that it may hold; None if there is none."""
+        for path in reversed(self.checkpoints()):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, OSError):
+                continue  # torn: the one before is whole
+        return None
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def replace(self, name: str, source: Path) -> None:
+        """Put the folder `source`, written beside, in the place of the run's folder `name`."""
+        target = self.folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        source.replace(target)
