@@ -1,1 +1,78 @@
-"""unmask: pre-train, judge and use vision transformers on the images you have."""
+"""unmask: pre-train, judge and use vision transformers on the images you have.
+
+    import unmask
+
+    unmask.pretrain("mae", data="photos/", out="runs/a")
+    unmask.probe("runs/a", data="labelled/")
+    table = unmask.embed("runs/a", data="photos/")
+    encoder, preprocess = unmask.load("runs/a")
+
+Each function takes what the command of its name takes (`unmask pretrain mae --help`), and raises `BadInput` with one line
+for input that cannot be used.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import BadInput
+
+__all__ = ["BadInput", "embed", "inspect", "load", "pretrain", "probe"]
+__version__ = version("unmask")
+
+
+def pretrain(method: str, *, data: str | Path | None = None, out: str | Path, **settings: Any) -> dict[str, Any]:
+    """Learn from images without labels, as `unmask pretrain METHOD` does. Returns what RUN/result.json says.
+
+    settings: any option of the command, its own name with _ for -: encoder="vit-tiny/4", image_size=32, mask_ratio=0.6.
+    """
+    import dataclasses
+
+    from unmask.methods import METHODS
+    from unmask.verbs.pretrain import Pretrain
+    from unmask.verbs.pretrain import pretrain as run
+
+    if method not in METHODS:
+        raise BadInput(f"no method is called {method!r}: use one of {', '.join(METHODS)}")
+    kinds = (Pretrain, METHODS[method].Settings)
+    known = [{field.name for field in dataclasses.fields(kind)} for kind in kinds]
+    if unknown := set(settings) - known[0] - known[1]:
+        raise BadInput(
+            f"no setting of {method} is called {sorted(unknown)[0]!r}: see `unmask pretrain {method} --help`"
+        )
+    general, own = ({name: value for name, value in settings.items() if name in names} for names in known)
+    if "image_size" in general:
+        size = general["image_size"]
+        general["image_size"] = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+    return run(method, Pretrain(data=None if data is None else str(data), out=Path(out), **general), kinds[1](**own))
+
+
+def probe(run: str | Path, *, data: str | Path, test: str | Path | None = None, **settings: Any) -> dict[str, Any]:
+    """Test a frozen encoder, as `unmask probe` does. Returns what probe.json says."""
+    from unmask.verbs.probe import Probe
+    from unmask.verbs.probe import probe as judge
+
+    return judge(Probe(str(run), str(data), None if test is None else str(test), **settings))
+
+
+def embed(run: str | Path, *, data: str | Path, **settings: Any):
+    """One vector an image, as `unmask embed` does: a pandas table with what is known of each and a column `embedding`."""
+    from unmask.verbs.embed import Embed
+    from unmask.verbs.embed import embed as vectors
+
+    return vectors(Embed(str(run), str(data), **settings))
+
+
+def inspect(data: str | Path, **settings: Any) -> dict[str, Any]:
+    """What is in a collection and the settings it asks for, as `unmask inspect` prints."""
+    from unmask.verbs.inspect import Inspect
+    from unmask.verbs.inspect import inspect as look
+
+    return look(Inspect(str(data), **settings))
+
+
+def load(path: str | Path):
+    """An encoder and what is to be done to images before it sees them: see `unmask.verbs.load.load`."""
+    from unmask.verbs.load import load as read
+
+    return read(path)

@@ -34,7 +34,6 @@ class Key(NamedTuple):
     index: np.ndarray
 
 
-
 @dataclass(frozen=True)
 class Loader:
     """Endless shuffled batches for training (`loader(first_step)`), or one pass in order (`loader.once()`)."""

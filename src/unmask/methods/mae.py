@@ -16,7 +16,7 @@ smaller than ImageNet gets the rate that `unmask inspect` explains.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,12 @@ def decoder_size(encoder_width: int) -> tuple[int, int]:
 class MAE(Method):
     """encoder: a ViT; its positions are meant to be the fixed sine-cosine ones, as in the paper."""
 
+    SUMMARY = "masked autoencoder (He et al. 2021): hide most patches, encode the rest, paint what was hidden"
     Settings = Settings
+    ENCODER: ClassVar = {"positions": "sincos", "pool": "mean"}
+    """How the encoder is built: fixed positions (section A.1); features are the mean of the patch tokens."""
+    BETAS = (0.9, 0.95)
+    """AdamW's, table 8."""
 
     def __init__(self, encoder: ViT, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
         super().__init__()
@@ -208,7 +213,9 @@ def block_rank(seeds: Tensor, grid: tuple[int, int], hidden: int, blocks: int = 
     is thinned at random.
     """
     rows, columns = grid
-    area, shape, down, right = uniform(seeds, 4 * blocks, MASK_STREAM + rows * columns).unflatten(1, (4, blocks)).unbind(1)
+    area, shape, down, right = (
+        uniform(seeds, 4 * blocks, MASK_STREAM + rows * columns).unflatten(1, (4, blocks)).unbind(1)
+    )
     smallest = min(16, max(1, hidden // 4))
     area = smallest + area * (hidden - smallest)
     aspect = 0.3 * (1 / 0.3**2) ** shape

@@ -4,13 +4,23 @@ Patches are cut by a reshape and the kept ones are gathered before the patch emb
 nothing (He et al. 2021, section 3). Any channel count; any height and width that the patch size divides.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, to_compute_dtype
+from unmask.layers import (
+    Block,
+    grid_of,
+    initialise,
+    patchify,
+    resample_positions,
+    sincos_positions,
+    take,
+    to_compute_dtype,
+)
 
 # name: width, depth, heads (Dosovitskiy et al. 2021, table 1; tiny and small: Touvron et al. 2021, table 1)
 SIZES = {
@@ -37,8 +47,8 @@ class Features:
 class ViT(nn.Module):
     """Images (B, C, H, W) to one vector each (B, D).
 
-    positions: "learned" (ViT) or "sincos" (fixed, MAE). pool: "class" takes the class token, "mean" the mean of the patch
-    tokens, both after the final norm. drop_path: rate of the last block, rising linearly from 0 at the first.
+    positions: "learned" (ViT) or "sincos" (fixed, MAE). pool: "class" takes the class token, "mean" the mean of the
+    patch tokens, both after the final norm. drop_path: rate of the last block, rising linearly from 0 at the first.
     """
 
     def __init__(
@@ -60,14 +70,24 @@ class ViT(nn.Module):
         super().__init__()
         if pool == "class" and not class_token:
             raise ValueError("pool='class' needs class_token=True")
+        image_size = (image_size[0], image_size[1])  # JSON and YAML give lists
+        self.config: dict[str, Any] = {
+            "image_size": list(image_size),
+            "patch_size": patch_size,
+            "channels": channels,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "positions": positions,
+            "class_token": class_token,
+            "pool": pool,
+            "layer_scale": layer_scale,
+            "norm_eps": norm_eps,
+        }
+        """The arguments that build this architecture again, as JSON values. Not drop_path, a matter of training."""
         self.grid = grid_of(image_size, patch_size)
-        self.image_size, self.patch_size, self.channels, self.width, self.pool = (
-            image_size,
-            patch_size,
-            channels,
-            width,
-            pool,
-        )
+        self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
         self.patch_embedding = nn.Linear(patch_size * patch_size * channels, width)
         self.class_token = nn.Parameter(torch.zeros(width)) if class_token else None
         if positions == "sincos":
@@ -77,7 +97,7 @@ class ViT(nn.Module):
         else:
             self.positions = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], width))
             self.class_position = nn.Parameter(torch.zeros(width)) if class_token else None
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, layer_scale, norm_eps) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.apply(initialise)
@@ -95,14 +115,15 @@ class ViT(nn.Module):
         return resample_positions(self.positions, self.grid, grid_of(image_size, self.patch_size))
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) to tokens (B, prefix + K, D) with positions; only the patches at `keep` (B, K) if given."""
+        """Images (B, C, H, W) to tokens (B, prefix + K, D) with positions; only patches at `keep` (B, K) if given."""
+        B, _, H, W = images.shape  # not len(images): that would fix the batch of an exported model
         patches = patchify(images, self.patch_size)  # (B, N, P*P*C)
-        positions = self.positions_for((images.shape[2], images.shape[3])).expand(len(images), -1, -1)  # (B, N, D)
+        positions = self.positions_for((H, W)).expand(B, -1, -1)  # (B, N, D)
         if keep is not None:
             patches, positions = take(patches, keep), take(positions, keep)  # (B, K, ...)
         tokens = self.patch_embedding(patches) + positions
-        if self.class_token is not None:
-            first = (self.class_token + self.class_position).to(tokens.dtype).expand(len(images), 1, -1)
+        if self.class_token is not None and self.class_position is not None:
+            first = (self.class_token + self.class_position).to(tokens.dtype).expand(B, 1, -1)
             tokens = torch.cat([first, tokens], dim=1)
         return tokens
 
@@ -114,7 +135,7 @@ class ViT(nn.Module):
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """One vector (B, D) from normalised tokens (B, T, D)."""
-        return tokens[:, 0] if self.pool == "class" else tokens[:, self.prefix :].mean(dim=1)
+        return tokens[:, 0] if self.config["pool"] == "class" else tokens[:, self.prefix :].mean(dim=1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         return self.pooled(self.encode(self.embed(images, keep)))
@@ -122,7 +143,7 @@ class ViT(nn.Module):
     def forward_features(self, images: Tensor, keep: Tensor | None = None, attention: bool = False) -> Features:
         tokens = self.embed(images, keep)
         blocks, maps = [], []
-        for block in self.blocks:
+        for block in cast("Iterable[Block]", self.blocks):
             if attention:
                 maps.append(block.attention.maps(block.norm1(to_compute_dtype(tokens))))
             tokens = block(tokens)

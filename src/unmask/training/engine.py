@@ -199,7 +199,11 @@ class Meter:
         means = {name: (total / self.batches).item() for name, total in self.totals.items()}
         seconds = time.perf_counter() - self.began
         means["ratio"] = means["loss"] / max(means["uninformed"], 1e-12)
-        return means | {"images_per_second": self.images / seconds, "loader_wait": self.waited / seconds, "seconds": seconds}
+        return means | {
+            "images_per_second": self.images / seconds,
+            "loader_wait": self.waited / seconds,
+            "seconds": seconds,
+        }
 
 
 @contextlib.contextmanager

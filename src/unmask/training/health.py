@@ -55,3 +55,95 @@ def check(module: nn.Module, batch: Any, values: dict[str, Tensor], step: int) -
     places += [(f"the weight {name}", p) for name, p in module.named_parameters()]
     where = next((place for place, tensor in places if not torch.isfinite(tensor).all()), "the sum of the weights")
     raise Diverged(f"{where} is NaN or infinite at step {step}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run amounts to, in words."""
+
+    word: str
+    """learning, no better than uninformed, collapsed, diverged, or starved by the loader."""
+    sentence: str
+    """What was seen that says so."""
+    advice: tuple[str, ...] = ()
+    """What to change, the most promising first."""
+
+
+# Where words change. Each bound has a margin to both sides in benchmarks/verdicts.py, on runs good and broken on purpose.
+BETTER = 0.97
+"""Loss over uninformed loss above which nothing was learnt."""
+COLLAPSED_STD, COLLAPSED_RANK = 0.01, 1.5
+"""Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
+STARVED, WAITING = 0.5, 0.2
+"""Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
+LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
+"""Median relative size of a step (update_ratio) above which weights are shaken, or below which they stand still."""
+
+
+def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: str | None = None) -> Verdict:
+    """The verdict on a run from its log. `usual_lr` is what the recipe would have taken; `failure` what Diverged said."""
+    step_size = median([line["update_ratio"] for line in history])
+    rate = f"the learning rate, {lr:.2g}"
+    if usual_lr and not 0.2 < lr / usual_lr < 5:
+        many = f"{lr / usual_lr:,.0f} times" if lr > usual_lr else f"1/{usual_lr / lr:,.0f} of"
+        rate += f", is {many} the recipe's {usual_lr:.2g}"
+    too_large = step_size > LARGE_STEP or lr > 5 * usual_lr
+    too_small = not too_large and (step_size < SMALL_STEP or lr < usual_lr / 5)
+    slower = f"lower the learning rate: {rate}; a step changes the weights by {step_size:.1%} (0.1% is usual)"
+    faster = f"raise the learning rate: {rate}; a step changes the weights by {step_size:.4%} only (0.1% is usual)"
+    if failure or not history:
+        advice = [slower] if too_large else [f"lower the learning rate tenfold ({rate})", "clip the gradient: --clip 1"]
+        return Verdict("diverged", failure or "the run ended before it logged anything", tuple(advice))
+
+    tail = history[-max(1, len(history) // 10) :]
+    last = mean([line["ratio"] for line in tail])
+    best = min(
+        mean([line["ratio"] for line in history[i : i + len(tail)]]) for i in range(len(history) - len(tail) + 1)
+    )
+    spread = [line for line in history if "rank" in line]
+    waited = median([line["loader_wait"] for line in history])
+    seen = f"the loss is {last:.0%} of what a model that learnt nothing gets"
+    waits = (
+        f"the loader kept the model waiting {waited:.0%} of the time: more --workers, smaller files, or a faster disk"
+    )
+
+    if last > 1.1 and last > 1.2 * best:
+        return Verdict("diverged", f"{seen}, and was {best:.0%} at its best", (slower, "clip the gradient: --clip 1"))
+    if spread and (spread[-1]["feature_std"] < COLLAPSED_STD or spread[-1]["rank"] < COLLAPSED_RANK):
+        sentence = (
+            f"all images look alike to the encoder (effective rank {spread[-1]['rank']:.1f}, relative deviation "
+            f"{spread[-1]['feature_std']:.1%}), and {seen}"
+        )
+        advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
+        return Verdict("collapsed", sentence, (advice,))
+    if last > BETTER:
+        advice = [slower] if too_large else [faster] if too_small else []
+        if not advice:
+            advice = [
+                "train longer: " + f"only {history[-1]['step']:,} steps of {history[-1]['epoch']:.1f} epochs were made",
+                f"try three times and a third of the learning rate ({rate})",
+            ]
+        advice.append(
+            "look at `unmask inspect` and at the pictures: a patch should show a part of an object, not a pixel and not all of it"
+        )
+        return Verdict("no better than uninformed", seen, tuple(advice))
+    if waited > STARVED:
+        return Verdict("starved by the loader", f"it learns ({seen}), but slowly: {waits.split(':')[0]}", (waits,))
+
+    advice = []
+    if too_small:
+        advice.append(f"it learns far more slowly than it could: {faster}")
+    if waited > WAITING:
+        advice.append(waits)
+    middle = mean([line["ratio"] for line in history[len(history) // 2 :][: len(tail)]])
+    if middle - last > 0.02:
+        advice.append("the loss was still falling: more --epochs will give better features")
+    return Verdict("learning", seen, tuple(advice))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2] if values else 0.0

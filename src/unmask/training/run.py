@@ -1,5 +1,6 @@
 """A run: one folder on disk with settings, log, checkpoints and results."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,13 +21,29 @@ def write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def plain(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as YAML can hold it."""
+    values = dataclasses.asdict(settings)
+    return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def revive(kind: type, values: dict[str, Any]) -> Any:
+    """The inverse of `plain`."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if "out" in values:
+        values["out"] = Path(values["out"])
+    return kind(**values)
+
+
 class Run:
     """The folder of one run. `Run.create` begins one, `Run(folder)` opens one that exists."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / "settings.yaml").is_file():
-            raise BadInput(f"{folder} is not a run (it has no settings.yaml): give the --out folder of `unmask pretrain`")
+            raise BadInput(
+                f"{folder} is not a run (it has no settings.yaml): give the --out folder of `unmask pretrain`"
+            )
         self._board: SummaryWriter | None = None
 
     @classmethod

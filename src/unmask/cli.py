@@ -1,0 +1,96 @@
+"""The command line: a table of verbs; parse, call, print."""
+
+import difflib
+import importlib
+import sys
+from typing import Any
+
+from unmask.errors import BadInput
+
+# verb: (module, settings, function, what it does)
+VERBS = {
+    "quickstart": ("quickstart", "Quickstart", "quickstart", "the whole way once, on photographs that came along"),
+    "inspect": ("inspect", "Inspect", "inspect", "what is in a collection, and the settings it asks for"),
+    "pretrain": (
+        "pretrain",
+        "Pretrain",
+        "pretrain",
+        "learn from images without labels: an encoder, a verdict, a report",
+    ),
+    "probe": ("probe", "Probe", "probe", "test a frozen encoder, beside an untrained one and raw pixels"),
+    "reconstruct": (
+        "reconstruct",
+        "Reconstruct",
+        "reconstruct",
+        "draw what a masked autoencoder paints where it cannot see",
+    ),
+    "embed": ("embed", "Embed", "embed", "one vector an image, to a table"),
+    "export": ("export", "Export", "export", "the encoder for timm, Hugging Face, facebookresearch/mae or ONNX"),
+    "report": ("report", "Report", "rewrite", "write the page of a run anew"),
+}
+
+HELP = """unmask: pre-train, judge and use vision transformers on the images you have.
+
+{verbs}
+
+  unmask VERB --help      what a verb takes
+
+Begin with  unmask quickstart  or, with images of your own,
+  unmask inspect path/to/images
+  unmask pretrain mae --data path/to/images --out runs/first
+  unmask probe runs/first --data path/to/labelled"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb. Exit code 2 with one line for input that cannot be used, 1 for a run that diverged, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(verbs="\n".join(f"  {verb:12}{row[3]}" for verb, row in VERBS.items())))
+        return
+    if arguments[0] == "--version":
+        import unmask
+
+        print(f"unmask {unmask.__version__}")
+        return
+    try:
+        sys.exit(call(arguments[0], arguments[1:]))
+    except BadInput as error:
+        print(f"unmask: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nunmask: stopped; go on with the same command and --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def call(verb: str, arguments: list[str]) -> int:
+    """Parse the verb's settings, call it, and return the exit code."""
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise BadInput(
+            f"no verb is called {verb!r}" + (f": did you mean {near[0]}?" if near else "; unmask --help lists them")
+        )
+    import tyro  # after the checks above, so that a slip of the finger is answered at once
+
+    module, settings, function, summary = VERBS[verb]
+    module = importlib.import_module(f"unmask.verbs.{module}")
+    if verb != "pretrain":
+        getattr(module, function)(tyro.cli(getattr(module, settings), prog=f"unmask {verb}", args=arguments))
+        return 0
+
+    from unmask.methods import METHODS
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: unmask pretrain METHOD --data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
+        for name, method in METHODS.items():
+            print(f"  {name:8}{method.SUMMARY}")
+        print("\nunmask pretrain METHOD --help shows all options of a method")
+        return 0
+    name, *rest = arguments
+    if name not in METHODS:
+        raise BadInput(
+            f"no method is called {name!r}: use one of {', '.join(METHODS)}, as in unmask pretrain mae --data …"
+        )
+    both = tyro.conf.OmitArgPrefixes[tuple[module.Pretrain, METHODS[name].Settings]]  # type: ignore[name-defined]
+    general, own = tyro.cli(both, prog=f"unmask pretrain {name}", args=rest, description=METHODS[name].SUMMARY)
+    result: dict[str, Any] = module.pretrain(name, general, own)
+    return 1 if result["verdict"] == "diverged" else 0

@@ -1,0 +1,304 @@
+"""Pictures of a run: what it painted, how it went, what its encoder learnt. Arrays in, PNG bytes out, no state between.
+
+Images are float tensors (C, H, W) in [0, 1] with any number of channels.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unmask.layers import patchify, unpatchify
+
+# Okabe & Ito's colours, told apart by colour-blind eyes too
+BLUE, VERMILION = "#0072B2", "#D55E00"
+INK, GREY, FAINT = "#222222", "#666666", "#DDDDDD"
+DPI = 160
+HIDDEN = 0.5
+"""The grey of a hidden patch."""
+
+# key in metrics.jsonl, what it is, how to read it
+PANELS = (
+    ("rank", "effective rank of the features", "RankMe; 1 is collapse"),
+    ("feature_std", "spread of the features over images", "0 is collapse"),
+    ("knn", "k-NN accuracy while training", "higher is better"),
+    ("lr", "learning rate", "warm-up, then cosine"),
+    ("grad_norm", "norm of the gradient", "jumps are a warning"),
+    ("update_ratio", "one step, relative to the weights", "about 0.001 is healthy"),
+    ("images_per_second", "images per second", "loading and training together"),
+    ("loader_wait", "time spent waiting for images", "above 30%: add workers or pack"),
+)
+
+
+# Images
+
+
+def displayable(image: Tensor) -> NDArray[np.float32]:
+    """An image (C, H, W) as RGB (H, W, 3): one in grey, of two the first, of many the first three."""
+    image = image.detach().float().cpu().clamp(0, 1)
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return shown.permute(1, 2, 0).numpy()
+
+
+def channels_shown(channels: int) -> str:
+    """What `displayable` leaves out, in words; empty where it shows all."""
+    if channels in (1, 3):
+        return ""
+    return "channel 1 of 2, in grey" if channels == 2 else f"channels 1 to 3 of {channels}, as red, green, blue"
+
+
+def masked_image(image: Tensor, keep: Tensor, patch_size: int) -> Tensor:
+    """An image (C, H, W) with all patches but those at `keep` (K,), counted row by row, in mid-grey."""
+    patches = patchify(image[None], patch_size)  # (1, N, P*P*C)
+    shown = torch.full_like(patches, HIDDEN)
+    shown[:, keep] = patches[:, keep]
+    return unpatchify(shown, (image.shape[1], image.shape[2]), patch_size)[0]
+
+
+def reconstruction(
+    rows: Sequence[dict[str, Tensor]],
+    headings: Sequence[str] = ("original", "masked", "reconstruction", "pasted"),
+    note: str = "",
+) -> bytes:
+    """A table of pictures: an image a row, what was done to it a column, headings above.
+
+    rows: for each image {heading: (C, H, W)}, all of one size. Small images are enlarged without smoothing, so that
+    pixels show; more than four are laid in two groups side by side. note: a line below.
+    """
+    C, H, W = rows[0][headings[0]].shape
+    groups = 2 if len(rows) > 4 and W <= 1.5 * H else 1
+    enlarge, tile = fit_tile(H, W, side=192 if groups == 2 else 224)
+    height, width = tile
+    gap, between = 8, 40
+    lines = -(-len(rows) // groups)
+    size = min(30, max(12, int(0.12 * width)))  # of the letters, in pixels
+    cell = max(width, 8 * size)  # narrow pictures leave room for the longest heading
+    top, below = 2 * size, 2 * size
+    note = "; ".join(text for text in (note, channels_shown(C)) if text)
+    group = len(headings) * (cell + gap) - gap
+    canvas = np.ones(
+        (top + lines * (height + gap) + (below if note else gap), 2 * gap + groups * (group + between) - between, 3),
+        dtype=np.float32,
+    )
+    figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
+    for i, row in enumerate(rows):
+        column, line = divmod(i, lines)
+        y = top + line * (height + gap)
+        for j, heading in enumerate(headings):
+            x = gap + column * (group + between) + j * (cell + gap) + (cell - width) // 2
+            frame(canvas, enlarge(row[heading]), y, x)
+            if line == 0:
+                write(figure, heading, x + width / 2, top / 2, size, align="center")
+    if note:
+        write(figure, note, gap, canvas.shape[0] - below / 2, 0.9 * size, color=GREY)
+    figure.figimage(canvas, origin="upper", zorder=-1)
+    return png(figure)
+
+
+def fit_tile(height: int, width: int, side: int):
+    """How to bring an image (C, height, width) to about `side` pixels: the function, and the size (h, w) it gives.
+
+    It grows by whole multiples without smoothing, so that each pixel stays a square, and shrinks by averages.
+    """
+    scale = max(1, round(side / max(height, width)))
+    shrink = min(1.0, 2 * side / max(height, width))
+    tile = (round(height * scale * shrink), round(width * scale * shrink))
+
+    def enlarge(image: Tensor) -> NDArray[np.float32]:
+        if shrink < 1:
+            image = F.interpolate(image[None].float().cpu(), size=tile, mode="bilinear", antialias=True)[0]
+        return displayable(image).repeat(scale, axis=0).repeat(scale, axis=1)
+
+    return enlarge, tile
+
+
+def frame(canvas: NDArray[Any], picture: NDArray[Any], y: int, x: int) -> None:
+    """Lay a picture on the canvas, in a hairline: white pictures must not melt into white paper."""
+    height, width = picture.shape[:2]
+    canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = 0.75
+    canvas[y : y + height, x : x + width] = picture
+
+
+# Curves
+
+
+def loss(history: Sequence[dict[str, Any]]) -> bytes:
+    """The loss beside the loss of a model that learnt nothing, over the run. history: the lines of metrics.jsonl."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = figure.subplots()
+    x, y, unit = series(history, "loss")
+    x0, y0, _ = series(history, "uninformed")
+    marker = "o" if len(x) < 3 else None
+    axes.plot(x0, y0, color=VERMILION, linewidth=1.8, linestyle=(0, (5, 3)), marker=marker)
+    axes.plot(x, y, color=BLUE, linewidth=2.4, marker=marker, clip_on=False)
+    tidy(axes, unit, x)
+    values = np.concatenate([y, y0])
+    if len(values) and values.min() > 0 and values.max() > 20 * values.min():
+        axes.set_yscale("log")
+    elif len(values):
+        span = max(np.ptp(values), 0.02 * abs(values).max(), 1e-9)
+        axes.set_ylim(values.min() - 0.12 * span, values.max() + 0.18 * span)
+    axes.set_ylabel("loss", fontsize=12, color=GREY)
+    label = {"textcoords": "offset points", "fontsize": 12, "annotation_clip": False}
+    if len(x0):
+        middle = len(x0) // 2
+        axes.annotate(
+            "a model that learnt nothing", (x0[middle], y0[middle]), (0, 7), color=VERMILION, ha="center", **label
+        )
+    if len(x):
+        words = f"this model: {y[-1]:.3g}"
+        if len(y0) == len(y) and y0[-1] > 0:
+            words += f"\n{y[-1] / y0[-1]:.0%} of the dashed line"
+        axes.annotate(words, (x[-1], y[-1]), (8, 0), color=BLUE, va="center", **label)
+    return png(figure)
+
+
+def curves(history: Sequence[dict[str, Any]]) -> bytes:
+    """Small multiples of what else was logged: rank and spread of the features, k-NN, rate, gradient, speed, waiting.
+
+    history: the lines of metrics.jsonl; what none of them holds gets no panel.
+    """
+    panels = [panel for panel in PANELS if len(series(history, panel[0])[0])]
+    columns = min(2, max(1, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(5 * columns, 2.5 * lines), layout="constrained")
+    if not panels:
+        figure.text(0.5, 0.5, "nothing but the loss was logged", ha="center", va="center", fontsize=13, color=GREY)
+        return png(figure)
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)  # type: ignore[union-attr]
+    places = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (key, title, hint) in zip(places, panels, strict=False):
+        x, y, unit = series(history, key)
+        axes.plot(x, y, color=BLUE, linewidth=1.8, marker="o" if len(x) < 30 else None, markersize=4, clip_on=False)
+        tidy(axes, unit, x)
+        axes.set_title(title, loc="left", fontsize=12.5, color=INK, pad=22)
+        axes.text(0, 1.035, hint, transform=axes.transAxes, fontsize=10.5, color=GREY)
+        low, high = float(y.min()), float(y.max())
+        if key in ("grad_norm", "update_ratio") and low > 0 and high > 20 * low:
+            axes.set_yscale("log")
+        elif key == "loader_wait":
+            axes.set_ylim(0, max(0.3, 1.1 * high))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        elif key in ("rank", "feature_std", "lr", "images_per_second"):
+            axes.set_ylim(0, 1.12 * high if high > 0 else 1)
+        if key == "lr":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    for axes in list(places):  # zip left those without a panel
+        axes.set_axis_off()
+    return png(figure)
+
+
+def series(history: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
+    """Times and values of one quantity where it is finite, and the unit of time: epoch, or step in a short run."""
+    unit = "epoch" if history and history[-1].get("epoch", 0) >= 2 else "step"
+    pairs = [(line[unit], line[key]) for line in history if line.get(key) is not None and np.isfinite(line[key])]
+    x, y = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return x, y, unit
+
+
+def tidy(axes: Axes, unit: str, x: NDArray[np.float64]) -> None:
+    """Few ticks, faint lines, no box."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, labelsize=11, labelcolor=GREY)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel(unit, fontsize=11, color=GREY)
+    if len(x):
+        axes.set_xlim(0, x[-1] if len(x) > 1 else 1.5 * x[-1])
+
+
+# What the encoder learnt
+
+
+def positions(similarity: Tensor, grid: tuple[int, int]) -> bytes:
+    """How alike each patch's position embedding is to all others (Dosovitskiy et al. 2021, figure 7, centre).
+
+    similarity: cosines (N, N), N = rows * columns of `grid`, without the class token. At most 8x8 patches are
+    shown, evenly spread.
+    """
+    rows, columns = grid
+    maps = similarity.detach().float().cpu().reshape(rows, columns, rows, columns).numpy()
+    shown = [np.unique(np.linspace(0, n - 1, min(n, 8)).round().astype(int)) for n in grid]
+    scale = -(-64 // max(grid))  # pixels a patch: enough that the gaps can be thin
+    height, width, gap = rows * scale, columns * scale, max(3, max(grid) * scale // 16)
+    mosaic = np.full((len(shown[0]) * (height + gap) - gap, len(shown[1]) * (width + gap) - gap), np.nan)
+    for i, row in enumerate(shown[0]):
+        for j, column in enumerate(shown[1]):
+            y, x = i * (height + gap), j * (width + gap)
+            mosaic[y : y + height, x : x + width] = maps[row, column].repeat(scale, axis=0).repeat(scale, axis=1)
+
+    inch = 7 / max(mosaic.shape)
+    figure = Figure(figsize=(max(2.5, mosaic.shape[1] * inch) + 1.8, max(2.5, mosaic.shape[0] * inch) + 0.7))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(mosaic, cmap="viridis", vmax=1.0, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=11, labelcolor=GREY)
+    axes.set_yticks([i * (height + gap) + height / 2 for i in range(len(shown[0]))], [str(n + 1) for n in shown[0]])
+    axes.set_xticks([j * (width + gap) + width / 2 for j in range(len(shown[1]))], [str(n + 1) for n in shown[1]])
+    axes.set_xlabel("column of the patch", fontsize=12, color=INK)
+    axes.set_ylabel("row of the patch", fontsize=12, color=INK)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.7, aspect=25, pad=0.03)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(length=0, labelsize=11, labelcolor=GREY)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+    bar.set_label("cosine similarity", fontsize=12, color=INK)
+    return png(figure)
+
+
+def filters(weight: Tensor, patch_size: int, channels: int) -> bytes:
+    """The first 28 principal components of the patch embedding's filters (Dosovitskiy et al. 2021, figure 7, left).
+
+    weight: (D, P*P*C), each filter in the order (row, column, channel) as `patchify` cuts. Fewer where there are fewer.
+    """
+    centred = weight.detach().double().cpu()
+    centred = centred - centred.mean(dim=0)
+    _, singular, components = torch.linalg.svd(centred, full_matrices=False)
+    components = components[: min(28, len(centred) - 1)]
+    # a component's sign means nothing: make its strongest entry bright, and 0 mid-grey
+    strongest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    images = ((components / strongest + 1) / 2).reshape(-1, patch_size, patch_size, channels).permute(0, 3, 1, 2)
+    enlarge, (side, _) = fit_tile(patch_size, patch_size, side=128)
+    gap, size = 10, 24
+    across = min(7, len(images))
+    down = -(-len(images) // across)
+    share = float(singular[: len(images)].square().sum() / singular.square().sum().clamp(min=1e-12))
+    words = [f"{share:.0%} of the filters' variance"]
+    words += [text for text in (channels_shown(channels),) if text]
+    canvas = np.ones((down * (side + gap) + gap + len(words) * 2 * size, max(440, across * (side + gap) + gap), 3))
+    for i, image in enumerate(images):
+        y, x = (gap + k * (side + gap) for k in divmod(i, across))
+        frame(canvas, enlarge(image), y, x)
+    figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
+    figure.figimage(canvas, origin="upper", zorder=-1)
+    for i, text in enumerate(words):
+        write(figure, text, gap, down * (side + gap) + gap + (2 * i + 1) * size, size, color=GREY)
+    return png(figure)
+
+
+# Ink
+
+
+def write(figure: Figure, text: str, x: float, y: float, size: float, color: str = INK, align: str = "left") -> None:
+    """Text `size` pixels high with its middle y pixels below the top and x pixels from the left."""
+    width, height = figure.get_size_inches() * DPI
+    figure.text(x / width, 1 - y / height, text, fontsize=size * 72 / DPI, color=color, ha=align, va="center")
+
+
+def png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return file.getvalue()

@@ -1,0 +1,419 @@
+"""One offline HTML page a run: is it working, what did it learn, what to do next.
+
+Everything is in the file: styles inline, pictures as data, no script; its content policy forbids it to load anything.
+"""
+
+import base64
+import math
+import shlex
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from unmask import figures
+from unmask.training.run import Run
+from unmask.training.run import write as write_whole
+
+# verdict: class of the banner (its colour) and a sign that says the same without colour
+BANNERS = {
+    "learning": ("good", "✓"),
+    "no better than uninformed": ("bad", "✗"),
+    "collapsed": ("bad", "✗"),
+    "diverged": ("bad", "✗"),
+    "starved by the loader": ("warn", "!"),
+}
+PROBES = {
+    "knn": ("k-NN", "the label of the nearest training images; nothing is fitted"),
+    "linear": ("linear probe", "one linear layer on the frozen features"),
+    "logistic": ("logistic regression", "the same fitted to its end, the penalty chosen by cross-validation"),
+}
+FEATURES = {"trained": "this encoder", "untrained": "untrained", "raw_pixels": "raw pixels"}
+PROTOCOLS = {
+    "test set": "a test set of its own",
+    "by group": "groups kept apart",
+    "by image": "images split at random",
+}
+WHY_GROUPS = (
+    "Images of one group resemble each other. Split by image, pictures of one group stand on both sides and the test "
+    "can be passed by knowing the group again; split by group, only what carries over to new groups counts."
+)
+LISTED = 50
+"""How many unreadable files are named."""
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #5b636d; --line: #d9dde2; --tint: #f4f6f8;
+  --bar: #b9c4cf; --own: #0072b2; --good: #00704f; --warn: #8a5a00; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e8eaed; --soft: #a3abb5; --line: #353b42;
+  --tint: #1e2328; --bar: #56616c; --own: #4aa8e0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.3rem; margin: 2.8rem 0 .4rem; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
+p { margin: .4rem 0; max-width: 46rem; }
+.soft, small, figcaption { color: var(--soft); font-size: .92rem; }
+.banner { border-radius: .6rem; padding: 1rem 1.3rem; margin: 1.2rem 0; color: #fff; background: #4a5560; }
+.banner.good { background: var(--good); } .banner.warn { background: var(--warn); }
+.banner.bad { background: var(--bad); }
+.banner b { display: block; font-size: 1.5rem; line-height: 1.3; }
+.banner p { max-width: none; } .banner ul { margin: .5rem 0 0; padding-left: 1.2rem; }
+.facts { display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(max(8.5rem, 22%), 1fr)); gap: .6rem; margin: 1rem 0; }
+.facts div { background: var(--tint); border-radius: .5rem; padding: .5rem .8rem; }
+.facts b { display: block; font-size: 1.2rem; }
+.facts span { color: var(--soft); font-size: .85rem; }
+figure { margin: .8rem 0; }
+figure div { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; overflow-x: auto; }
+img { display: block; width: 100%; min-width: 34rem; height: auto; margin: auto; }
+.names td:first-child, .names th { white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; }
+th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.scores td { vertical-align: middle; } .scores th { border: 0; padding-top: 1.1rem; }
+.scores th small { font-weight: normal; display: block; }
+.scores .heads th { padding: .6rem 0 0; color: var(--soft); font-weight: normal; }
+.scores .heads + tr th { padding-top: 0; }
+.scores td:first-child { width: 9rem; white-space: nowrap; } .scores .number { width: 9.5rem; }
+.scores .own td { font-weight: 600; }
+.track { position: relative; height: 1.1rem; min-width: 4rem; background: var(--tint); }
+.track * { position: absolute; }
+.fill { inset: 0 auto 0 0; background: var(--bar); } .own .fill { background: var(--own); }
+.whisker { top: 50%; height: 2px; margin-top: -1px; background: var(--ink); }
+.whisker::before, .whisker::after { content: ""; position: absolute; top: -4px; height: 10px; width: 2px;
+  background: var(--ink); }
+.whisker::after { right: 0; }
+.majority { top: -.35rem; bottom: -.35rem; border-left: 2px dashed #d55e00; }
+.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 2.5rem; }
+.sides .scores td:first-child, .sides .scores .number { width: 6rem; }
+.sides .number small { display: block; font-size: .8rem; font-weight: normal; }
+.key { color: #d55e00; font-weight: 600; }
+code, pre { font: .88rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+pre { background: var(--tint); border-radius: .5rem; padding: .8rem 1rem; white-space: pre-wrap; margin: .5rem 0; }
+details { margin: .8rem 0; } summary { cursor: pointer; }
+@media (max-width: 40rem) { body { font-size: .95rem; } .scores td { padding-right: .4rem; } .scores td:last-child,
+  .scores .heads th:last-child { display: none; } .scores td:first-child, .scores .number { width: 6rem; }
+  .scores .number small { display: block; font-size: .8rem; } }
+"""
+
+
+def write(run: Run, pictures: dict[str, bytes]) -> Path:
+    """Write RUN/report.html, whole or not at all, and return its path.
+
+    pictures: PNG bytes under the names "reconstruction", "positions" and "filters", each optional. The loss, the curves
+    and the probes are drawn from the run's own files; what is missing there is absent from the page.
+    """
+    path = run.folder / "report.html"
+    write_whole(path, page(run, pictures))
+    return path
+
+
+def page(run: Run, pictures: dict[str, bytes]) -> str:
+    settings, result, probe, history = run.settings, run.read("result.json"), run.read("probe.json"), run.history()
+    title, *about = heading(settings, result)
+    parts = [
+        f'<header><h1>{text(title)}</h1><p class="soft">{text(" · ".join(about))}</p></header>',
+        banner(result),
+        facts(result),
+        loss(history),
+        reconstruction(pictures),
+        probes(probe, result),
+        curves(history),
+        learnt(pictures),
+        all_settings(settings),
+        unreadable(result),
+        commands(run, settings),
+        versions(settings, result),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(' · '.join([title, *about]))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+# The parts of the page, in order; each is empty where it has nothing to say
+
+
+def heading(settings: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """What was trained, on what, how many, when."""
+    data = settings.get("data") or {}
+    encoder = (settings.get("encoder") or {}).get("name") or (settings.get("settings") or {}).get("encoder") or ""
+    images = result.get("images", data.get("images"))
+    words = [
+        f"{str(settings.get('method', 'run')).upper()} {encoder}".strip(),
+        str(data.get("name", "")),
+        f"{images:,} images" if images else "",
+        str(settings.get("date", ""))[:16].replace("T", " "),
+    ]
+    return [word for word in words if word]
+
+
+def banner(result: dict[str, Any]) -> str:
+    if "verdict" not in result:
+        return '<div class="banner"><b>no verdict yet</b><p>The run goes on, or was stopped before its end.</p></div>'
+    colour, sign = BANNERS.get(result["verdict"], ("warn", "!"))
+    sentence = result.get("sentence", "").rstrip(".") + "."
+    advice = "".join(f"<li>{text(line)}</li>" for line in result.get("advice", ()))
+    return (
+        f'<div class="banner {colour}"><b>{sign} {text(result["verdict"])}</b><p>{text(sentence)}</p>'
+        + (f"<ul>{advice}</ul>" if advice else "")
+        + "</div>"
+    )
+
+
+def facts(result: dict[str, Any]) -> str:
+    shown = [
+        ("loss", number(result.get("loss"))),
+        ("loss of a model that learnt nothing", number(result.get("uninformed_loss"))),
+        ("steps", count(result.get("steps"))),
+        ("images per second", count(result.get("images_per_second"))),
+        ("time", duration(result.get("seconds"))),
+        ("waiting for images", share(result.get("loader_wait"))),
+        ("rank of the features", number(result.get("rank"))),
+        ("parameters of the encoder", count(result.get("encoder_parameters"))),
+    ]
+    tiles = "".join(f"<div><b>{text(value)}</b><span>{name}</span></div>" for name, value in shown if value)
+    return f'<div class="facts">{tiles}</div>' if tiles else ""
+
+
+def loss(history: list[dict[str, Any]]) -> str:
+    if not history:
+        return ""
+    return section(
+        "Loss",
+        "The loss alone says little. The dashed line is what a model would score that had learnt nothing of the image, "
+        "measured on the same batches: the further below it, the more was learnt.",
+        picture(figures.loss(history), "Loss of this model and of a model that learnt nothing."),
+    )
+
+
+def reconstruction(pictures: dict[str, bytes]) -> str:
+    if "reconstruction" not in pictures:
+        return ""
+    return section(
+        "What it paints",
+        "The model sees only the patches that are not grey in “masked”, and paints the rest. Blurred shapes in the "
+        "right place are what a good masked autoencoder gives; flat grey or noise is not.",
+        picture(pictures["reconstruction"], "Original, masked and reconstructed images."),
+    )
+
+
+def probes(probe: dict[str, Any], result: dict[str, Any]) -> str:
+    if not probe:
+        return ""
+    sentence = f"<p><b>{text(probe['sentence'])}</b></p>" if probe.get("sentence") else ""
+    if probe.get("protocol") == "no labels":
+        rank, std = (probe.get(key, result.get(key)) for key in ("rank", "feature_std"))
+        quality = [("effective rank (RankMe; 1 is collapse)", rank), ("spread of the features (0 is collapse)", std)]
+        tiles = "".join(
+            f"<div><b>{number(value)}</b><span>{name}</span></div>" for name, value in quality if value is not None
+        )
+        words = "" if sentence else "There were no labels, so no accuracy: what can be said without any is below."
+        return section("How good are the features?", words, sentence + f'<div class="facts">{tiles}</div>')
+    words = (
+        "The encoder is frozen and asked for labels it never saw in training. It learnt something worth having where "
+    )
+    words += "its bar stands clear, whiskers included, of the same encoder untrained and of raw pixels."
+    labels = f"{len(probe['classes'])} classes" if probe.get("classes") else ""
+    sizes = [
+        f"{probe[key]:,} images to {verb}"
+        for key, verb in (("train", "learn from"), ("test", "test on"))
+        if key in probe
+    ]
+    caption = ", ".join(word for word in (labels, *sizes, PROTOCOLS.get(probe.get("protocol", ""), "")) if word)
+    key = "Brackets and whiskers: 95% intervals. Balanced accuracy: every class counts alike."
+    body = f'{sentence}<p class="soft">{text(caption)}. {key}</p>'
+    leaky = probe.get("by_image")
+    if not leaky:
+        return section("How good are the features?", words, body + scores(probe))
+    why = leaky.get("why") or probe.get("why") or WHY_GROUPS
+    body += f"<h3>Why the two differ</h3><p>{text(why)}</p>"
+    body += f'<div class="sides"><div><h3>Groups kept apart: believe this one</h3>{scores(probe)}</div>'
+    body += f"<div><h3>Split by image: groups on both sides</h3>{scores(leaky)}</div></div>"
+    return section("How good are the features?", words, body)
+
+
+def scores(probe: dict[str, Any]) -> str:
+    """A table, a bar a line: accuracy with its interval, and the majority class as a dashed line through all."""
+    majority = probe.get("majority")
+    line = ""
+    if majority:
+        line = f'<span class="majority" style="left:{percent(majority["accuracy"])}"></span>'
+    rows = []
+    for key, (name, meaning) in PROBES.items():
+        if not probe.get(key):
+            continue
+        rows.append(f'<tr><th colspan="4">{name}<small>{meaning}</small></th></tr>')
+        rows += [score(FEATURES[which], probe[key][which], line, which) for which in FEATURES if probe[key].get(which)]
+    if majority:
+        rows.append('<tr><th colspan="4"><span class="key">┊</span> always the commonest class</th></tr>')
+        rows.append(score("majority", majority, line, "majority"))
+    heads = '<tr class="heads"><th></th><th></th><th>accuracy</th><th>balanced accuracy</th></tr>'
+    return f'<table class="scores">{heads}{"".join(rows)}</table>'
+
+
+def score(name: str, s: dict[str, Any], line: str, which: str) -> str:
+    low, high = s.get("low", s["accuracy"]), s.get("high", s["accuracy"])
+    bar = f'<span class="fill" style="width:{percent(s["accuracy"])}"></span>'
+    bar += f'<span class="whisker" style="left:{percent(low)};width:{percent(high - low)}"></span>'
+    balanced = interval(s, "balanced", "balanced_low", "balanced_high") if "balanced" in s else ""
+    return (
+        f'<tr class="{"own" if which == "trained" else "other"}"><td>{name}</td>'
+        f'<td><div class="track">{bar}{line}</div></td>'
+        f'<td class="number">{interval(s, "accuracy", "low", "high")}</td><td class="number">{balanced}</td></tr>'
+    )
+
+
+def curves(history: list[dict[str, Any]]) -> str:
+    if not history:
+        return ""
+    return section("How training went", "", picture(figures.curves(history), "What was measured while training."))
+
+
+def learnt(pictures: dict[str, bytes]) -> str:
+    body = ""
+    if "positions" in pictures:
+        body += (
+            "<h3>Where a patch is</h3><p>Each small map is one patch of the image: how alike its position embedding is "
+        )
+        body += "to that of every other patch. A bright spot that wanders with the patch is a sense of place.</p>"
+        body += picture(pictures["positions"], "Similarity of position embeddings.", width="44rem")
+    if "filters" in pictures:
+        body += (
+            "<h3>What a patch is</h3><p>The main directions of the filters that read a patch. Smooth gradients, edges "
+        )
+        body += "and colours have been learnt; salt and pepper has not.</p>"
+        body += picture(pictures["filters"], "Principal components of the patch embedding.", width="38rem")
+    return section("What the encoder learnt", "", body) if body else ""
+
+
+def all_settings(settings: dict[str, Any]) -> str:
+    reasons = settings.get("reasons") or {}
+    chosen = (settings.get("settings") or {}) | (settings.get("method_settings") or {})
+    chosen |= {key: "" for key in reasons if key not in chosen}
+    if not chosen:
+        return ""
+    # those with a reason first: the others are the defaults of the paper
+    first, rest = ([key for key in chosen if bool(reasons.get(key)) is wanted] for wanted in (True, False))
+    body = ""
+    if first:
+        body += table(("setting", "value", "why"), ((key, plain(chosen[key]), reasons[key]) for key in first))
+    if rest:
+        body += f"<details{'' if first else ' open'}><summary>{len(rest)} as given or by default</summary>"
+        body += table(("setting", "value"), ((key, plain(chosen[key])) for key in rest)) + "</details>"
+    for name in ("encoder", "preprocess", "data"):
+        if settings.get(name):
+            body += f"<details><summary>{name}</summary>"
+            body += table(("", ""), ((key, plain(value)) for key, value in settings[name].items())) + "</details>"
+    if settings.get("command"):
+        body += f"<p>The command of this run:</p><pre>{text(settings['command'])}</pre>"
+    return section("Settings", "", body)
+
+
+def unreadable(result: dict[str, Any]) -> str:
+    files = result.get("unreadable") or ()
+    if not files:
+        return ""
+    body = table(("file", "why"), ((path, reason) for path, reason in files[:LISTED]), kind="")
+    if len(files) > LISTED:
+        body += f'<p class="soft">and {len(files) - LISTED:,} more, in result.json</p>'
+    words = f"{len(files):,} {'file was' if len(files) == 1 else 'files were'} left out, for the reason beside each."
+    return section("Unreadable files", words, body)
+
+
+def commands(run: Run, settings: dict[str, Any]) -> str:
+    folder = shlex.quote(str(run.folder))
+    data = shlex.quote(str((settings.get("settings") or {}).get("data") or "photos/"))
+    embeddings, painted = (shlex.quote(str(run.folder / name)) for name in ("embeddings.parquet", "painted.png"))
+    lines = [
+        ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST"),
+        ("one vector an image, for your own analysis", f"unmask embed {folder} --data {data} --out {embeddings}"),
+        ("see what it paints for an image of yours", f"unmask reconstruct {folder} IMAGE --out {painted}"),
+        ("use the encoder in Python", f"import unmask\nencoder = unmask.load({str(run.folder)!r})"),
+    ]
+    body = "".join(f'<p class="soft">{what}</p><pre>{text(line)}</pre>' for what, line in lines)
+    return section("How to go on", "", body)
+
+
+def versions(settings: dict[str, Any], result: dict[str, Any]) -> str:
+    words = [f"{name} {settings[name]}" for name in ("unmask", "torch", "python") if settings.get(name)]
+    words += [str(result[key]) for key in ("device", "precision") if result.get(key)]
+    if fingerprint := (settings.get("data") or {}).get("fingerprint"):
+        words.append(f"data {fingerprint}")
+    return f'<footer><p class="soft">{text(" · ".join(words))}</p></footer>' if words else ""
+
+
+# Pieces
+
+
+def section(title: str, words: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>" + (f"<p>{words}</p>" if words else "") + body + "</section>"
+
+
+def picture(png: bytes, alt: str, width: str = "100%") -> str:
+    data = base64.b64encode(png).decode()
+    style = "" if width == "100%" else f' style="max-width:{width};min-width:0"'
+    return f'<figure><div><img src="data:image/png;base64,{data}" alt="{text(alt)}"{style}></div></figure>'
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[Any]], kind: str = ' class="names"') -> str:
+    head = "".join(f"<th>{text(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table{kind}><tr>{head}</tr>{body}</table>"
+
+
+def text(value: Any) -> str:
+    """Safe in HTML, as text or in an attribute. Bytes in a file name that are no text become question marks."""
+    return escape(str(value).encode("utf-8", "replace").decode())
+
+
+def plain(value: Any) -> str:
+    """A setting as a person would write it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(part)}" for key, part in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value)
+    return "by default" if value is None else str(value)
+
+
+def number(value: Any) -> str:
+    """Four digits at most, or all of a whole number."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def count(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def percent(value: float) -> str:
+    """A share as a length in CSS."""
+    return f"{100 * min(1.0, max(0.0, value)):.2f}%"
+
+
+def interval(s: dict[str, Any], mean: str, low: str, high: str) -> str:
+    return f"{s[mean]:.3f}" + (f" <small>[{s[low]:.3f}–{s[high]:.3f}]</small>" if low in s and high in s else "")
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,53 @@
+"""unmask export RUN: the encoder in the layouts of other libraries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from unmask.errors import BadInput
+from unmask.models import interop
+from unmask.training.engine import console
+from unmask.verbs.load import load, load_mae
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write an encoder as other libraries read it."""
+
+    run: Positional[str]
+    """A run, or any encoder that `unmask.load` reads."""
+    out: Path
+    """The file (timm, mae: .safetensors; onnx: .onnx) or the folder (unmask, huggingface) to write."""
+    to: Literal["unmask", "timm", "huggingface", "mae", "onnx"] = "timm"
+    """unmask: model.safetensors and config.json · timm: a state dict for its VisionTransformer · huggingface: a folder
+    for ViTModel.from_pretrained · mae: encoder and decoder with the keys of facebookresearch/mae · onnx: images
+    (B, C, H, W), normalised, to vectors (B, D), any B."""
+
+
+def export(settings: Export) -> Path:
+    """Write the encoder and return where. BadInput where the layout cannot hold it or the place cannot be written."""
+    out, to = settings.out, settings.to
+    ending = {"timm": ".safetensors", "mae": ".safetensors", "onnx": ".onnx"}.get(to)
+    if ending and out.suffix != ending:
+        raise BadInput(f"--out {out}: a file for {to} ends in {ending}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if to == "mae":
+            method, _ = load_mae(settings.run)
+            interop.save_whole(interop.to_mae(method.state_dict(), method.encoder.patch_size), out)
+        else:
+            encoder, preprocess = load(settings.run)
+            if to == "unmask":
+                interop.save(encoder, out, {"preprocess": preprocess.to_dict()})
+            elif to == "timm":
+                interop.save_whole(interop.to_timm(encoder), out)
+            elif to == "huggingface":
+                interop.to_huggingface(encoder, out)
+            else:
+                interop.to_onnx(encoder, out)
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written ({error.strerror}): choose another --out") from None
+    console.print(f"{settings.run} for {to}, into {out}")
+    return out

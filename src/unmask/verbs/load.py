@@ -1,0 +1,65 @@
+"""Open what was trained before: a run of ours, or an encoder from elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+from unmask.data.decode import Preprocess
+from unmask.errors import BadInput
+from unmask.methods import METHODS
+from unmask.methods.mae import MAE, Settings
+from unmask.models import interop
+from unmask.models.vit import ViT
+from unmask.training.run import Run, revive
+
+IMAGENET = Preprocess(3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""How facebookresearch/mae and most published encoders were trained (torchvision's constants)."""
+
+
+def load(path: str | Path) -> tuple[ViT, Preprocess]:
+    """An encoder in evaluation mode, and what is to be done to images before it sees them.
+
+    path: a run, its encoder/ folder, an official MAE .pth, a Hugging Face ViT or ViTMAE folder, or a timm state dict.
+    Nothing is unpickled. Raises BadInput for anything else.
+
+        encoder, preprocess = unmask.load("runs/first")
+        vectors = encoder(preprocess.normalise(images))  # (B, C, H, W) uint8 to (B, D)
+    """
+    encoder, config = interop.load(path)
+    if "preprocess" in config:
+        preprocess = Preprocess.from_dict(config["preprocess"])
+    elif encoder.channels == 3:
+        preprocess = IMAGENET
+    else:
+        raise BadInput(f"{path} does not say how its images of {encoder.channels} channels were normalised")
+    return encoder.eval(), preprocess
+
+
+def load_run(folder: str | Path) -> tuple[Any, Preprocess]:
+    """The whole method of a run, decoder and all, as the newest checkpoint has it, in evaluation mode."""
+    run = Run(folder)
+    stored = run.settings
+    if (state := run.restore()) is None:
+        raise BadInput(f"{folder} has no checkpoint yet: let `unmask pretrain` run further")
+    kind = METHODS[stored["method"]]
+    encoder = ViT(**stored["encoder"] | {"image_size": tuple(stored["encoder"]["image_size"])})
+    method = kind(encoder, revive(kind.Settings, stored["method_settings"]))
+    method.load_state_dict(state["method"])
+    return method.eval(), Preprocess.from_dict(stored["preprocess"])
+
+
+def load_mae(path: str | Path, norm_pix: bool | None = None) -> tuple[MAE, Preprocess]:
+    """A whole masked autoencoder: a run, a full checkpoint of facebookresearch/mae, or a Hugging Face ViTMAE folder.
+
+    norm_pix: whether its targets were normalised, for checkpoints that do not say; raw pixels if it is not given.
+    """
+    if (Path(path) / "settings.yaml").is_file():
+        method, preprocess = load_run(path)
+        if not isinstance(method, MAE):
+            raise BadInput(f"{path} was trained by another method: only masked autoencoders reconstruct")
+        return method, preprocess
+    state, facts = interop.load_mae(path)
+    told = facts["norm_pix"] if facts["norm_pix"] is not None else bool(norm_pix)
+    settings = Settings(norm_pix=told, decoder_width=facts["decoder_width"], decoder_depth=facts["decoder_depth"])
+    method = MAE(ViT(**facts["encoder"]), settings, norm_eps=facts["norm_eps"])
+    method.load_state_dict(state)
+    return method.eval(), IMAGENET

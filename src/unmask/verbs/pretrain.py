@@ -1,0 +1,352 @@
+"""unmask pretrain METHOD: from a collection of images to an encoder, a verdict and a report."""
+
+import dataclasses
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from rich.table import Table
+
+import unmask
+from unmask import figures, models
+from unmask.data.augment import View
+from unmask.data.decode import Preprocess, measure
+from unmask.data.loader import Loader
+from unmask.data.sources import Source, open_source
+from unmask.data.survey import survey
+from unmask.errors import BadInput
+from unmask.methods import METHODS
+from unmask.methods.method import Method
+from unmask.models import interop
+from unmask.training import engine, health
+from unmask.training.engine import console
+from unmask.training.optim import Recipe
+from unmask.training.run import Run, plain, revive
+from unmask.verbs.choices import Choice, choose, parse_size
+from unmask.verbs.probe import judge, watch_probe
+from unmask.verbs.reconstruct import picture
+from unmask.verbs.report import write_report
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """What every method is told. What is not given is chosen from the data, and said."""
+
+    data: str | None = None
+    """Images to learn from: a folder, a .csv or .parquet table (or a glob of them) with a column `image`,
+    hf:NAME[:SPLIT], wds:PATTERN.tar, digits, or photos."""
+    out: Path | None = None
+    """Folder of the run, to be created."""
+    encoder: str | None = None
+    """vit-tiny, vit-small, vit-base, vit-large or vit-huge, then / and the patch size in pixels: vit-tiny/8."""
+    image_size: str | None = None
+    """Pixels that the encoder sees: 224, or HEIGHTxWIDTH as in 160x224."""
+    epochs: float | None = None
+    """Passes over the images. Default: the paper's."""
+    steps: int | None = None
+    """Steps of the optimiser, instead of --epochs."""
+    batch_size: int | None = None
+    """Images a step."""
+    base_lr: float | None = None
+    """Learning rate for a batch of 256; the rate itself is this x batch / 256."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup: float | None = None
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices."""
+    clip: float | None = None
+    """Largest norm of a gradient; by default gradients are left alone."""
+    accumulate: int = 1
+    """Parts a batch is computed in, where it does not fit into memory at once."""
+    drop_path: float = 0.0
+    """Stochastic depth: rate at which the encoder's last block is skipped."""
+    channels: int | None = None
+    """Channels of the images, where they are mixed or only look coloured."""
+    trim: bool | None = None
+    """Crop each image to its content before anything else."""
+    pad: bool | None = None
+    """Pad each image with its border's colour to the shape of --image-size, instead of cropping its longer side."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, from 0 to 1. Default: measured."""
+    std: tuple[float, ...] | None = None
+    """Deviation of each channel. Default: measured."""
+    probe: str | None = None
+    """Labelled images to test the encoder on while it trains and at the end (--data must have labels too)."""
+    image: str = "image"
+    """Column of tables with the images."""
+    label: str = "label"
+    """Column of tables with the classes."""
+    group: str = "group"
+    """Column of tables that must not be on both sides of a split: patient, site, knapper."""
+    strict: bool = False
+    """Fail at the first unreadable image instead of skipping, counting and naming it."""
+    resume: bool = False
+    """Go on with the run in --out, with its own settings."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto takes bf16 where the processor multiplies it in hardware."""
+    seed: int = 0
+    """Of weights, order, crops and masks."""
+    workers: int | None = None
+    """Processes that read and crop images."""
+    compile: bool = False
+    """Let torch.compile the step: slow to start, faster on a GPU."""
+
+
+def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
+    """Train `method` as `settings` and the method's `own` settings say; return what result.json says.
+
+    Raises BadInput for anything in the settings or the data that cannot be used.
+    """
+    if settings.out is None:
+        raise BadInput("--out is missing: name a folder for the run, as in --out runs/first")
+    if settings.resume:
+        stored = Run(settings.out).settings
+        method, settings, own = resumed(stored, method, settings)
+    elif settings.data is None:
+        raise BadInput("--data is missing: name a folder or table of images, or try --data photos")
+    for name in ("epochs", "steps", "batch_size", "accumulate"):
+        if (value := getattr(settings, name)) is not None and value <= 0:
+            raise BadInput(f"--{name.replace('_', '-')} is {value}: give a number above 0")
+
+    device = engine.choose_device(settings.device)
+    precision, why_precision = engine.choose_precision(settings.precision, device)
+    source = open_source(str(settings.data), image=settings.image, label=settings.label, group=settings.group)
+    test = None
+    if settings.probe is not None:
+        test = open_source(settings.probe, image=settings.image, label=settings.label, group=settings.group)
+    surveyed = survey(source, sample=2000)
+    choices = choose(surveyed, dataclasses.asdict(settings))
+    choices["precision"] = Choice(precision, why_precision)
+    value = {name: choice.value for name, choice in choices.items()}
+    size, batch_size = parse_size(value["image_size"]), value["batch_size"]
+    if batch_size % settings.accumulate:
+        raise BadInput(f"--accumulate {settings.accumulate} does not divide the batch of {batch_size}")
+
+    torch.manual_seed(settings.seed)
+    build = lambda: models.build(  # noqa: E731
+        value["encoder"],
+        image_size=size,
+        channels=value["channels"],
+        drop_path=settings.drop_path,
+        **METHODS[method].ENCODER,
+    )
+    encoder = build()
+    trained = METHODS[method](encoder, own)
+    if settings.resume:
+        preprocess = Preprocess.from_dict(stored["preprocess"])
+    else:
+        preprocess = measured(source, settings, value, size)
+    resolved = dataclasses.replace(
+        settings,
+        **{f.name: value[f.name] for f in dataclasses.fields(settings) if f.name in value and f.name != "precision"},
+        mean=preprocess.mean,
+        std=preprocess.std,
+        resume=False,
+    )
+    facts = {
+        "unmask": unmask.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["unmask", *sys.argv[1:]]) if sys.argv[0].endswith("unmask") else "unmask.pretrain(…)",
+        "method": method,
+        "settings": plain(resolved),
+        "method_settings": plain(own),
+        "reasons": {name: f"{c.value}: {c.reason}" for name, c in choices.items() if c.reason},
+        "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
+        "encoder": encoder.config,
+        "preprocess": preprocess.to_dict(),
+    }
+    run = Run.create(settings.out, facts, resume=settings.resume)
+    announce(method, source, test, choices, trained, run)
+
+    unreadable: dict[str, str] = dict(surveyed.unreadable)
+
+    def skip(path: str, reason: str) -> None:
+        if path not in unreadable:
+            unreadable[path] = reason
+            console.print(f"[yellow]skipped[/] {path}: {reason}")
+
+    for path, reason in surveyed.unreadable[:10]:
+        console.print(f"[yellow]skipped[/] {path}: {reason}")
+    if settings.strict and surveyed.unreadable:
+        raise BadInput(
+            f"{surveyed.unreadable[0][0]}: {surveyed.unreadable[0][1]}; without --strict it would be skipped"
+        )
+    loader = Loader(
+        source,
+        preprocess,
+        trained.views,
+        batch_size // settings.accumulate,
+        settings.seed,
+        value["workers"],
+        device,
+        skip,
+        settings.strict,
+    )
+    look = Loader(source, preprocess, (View(size, crop_scale=None, flip=0.0),), 256, workers=0, device=device)
+    watch = next(look(0)).views[0] if len(source) >= 256 else next(look.once()).views[0]
+    recipe = Recipe(
+        steps=value["steps"],
+        lr=value["lr"],
+        steps_per_epoch=max(1, len(source) // batch_size),
+        warmup=value["warmup_steps"],
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        betas=METHODS[method].BETAS,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+    )
+    probing = {"device": device, "precision": precision, "workers": value["workers"]}
+    probe = None if test is None else watch_probe(source, test, preprocess, size, **probing)
+    began, failure = time.perf_counter(), None
+    try:
+        history = engine.fit(
+            trained,
+            loader,
+            recipe,
+            run,
+            device=device,
+            precision=precision,
+            compiled=settings.compile,
+            watch=watch,
+            probe=probe,
+            title=method,
+        )
+    except health.Diverged as error:
+        failure, history = str(error), run.history()
+    except KeyboardInterrupt:
+        run.close()
+        raise
+    verdict = health.judge(history, value["lr"], value["usual_lr"], failure)
+
+    name = {
+        "name": value["encoder"],
+        "method": method,
+        "preprocess": preprocess.to_dict(),
+        "unmask": unmask.__version__,
+    }
+    last = history[-1] if history else {}
+    watched = next((line for line in reversed(history) if "rank" in line), {})
+    result = {
+        "verdict": verdict.word,
+        "sentence": verdict.sentence,
+        "advice": list(verdict.advice),
+        "loss": last.get("loss"),
+        "uninformed_loss": last.get("uninformed"),
+        "steps": last.get("step", 0),
+        "images_per_second": health.median([line["images_per_second"] for line in history]),
+        "loader_wait": health.median([line["loader_wait"] for line in history]),
+        "seconds": time.perf_counter() - began,
+        "images": len(source),
+        "parameters": sum(p.numel() for p in trained.parameters()),
+        "encoder_parameters": sum(p.numel() for p in encoder.parameters()),
+        "rank": watched.get("rank"),
+        "feature_std": watched.get("feature_std"),
+        "precision": precision,
+        "device": str(device),
+        "unreadable": sorted(unreadable.items()),
+    }
+    run.write("result.json", result)
+    if failure is None:
+        interop.save(encoder, run.folder / "encoder", name)
+        torch.manual_seed(settings.seed)
+        run.write("probe.json", judge(encoder, build(), source, test, preprocess, size, seed=settings.seed, **probing))
+        draw(run, trained, watch, preprocess)
+    run.close()
+    write_report(run.folder)
+    conclude(run, result)
+    return result
+
+
+def resumed(stored: dict[str, Any], method: str, given: Pretrain) -> tuple[str, Pretrain, Any]:
+    """Method and settings of the run to go on with. BadInput if other settings are typed than the run began with."""
+    defaults = Pretrain()
+    settings = revive(Pretrain, stored["settings"])
+    for field in dataclasses.fields(Pretrain):
+        typed, kept = getattr(given, field.name), getattr(settings, field.name)
+        if (
+            typed != getattr(defaults, field.name)
+            and typed != kept
+            and field.name not in ("resume", "out", "workers", "device")
+        ):
+            raise BadInput(
+                f"--{field.name.replace('_', '-')} {typed}: the run in {given.out} began with {kept}; leave it out to resume, or choose another --out"
+            )
+    if method != stored["method"]:
+        raise BadInput(f"the run in {given.out} is of {stored['method']}, not {method}")
+    workers = given.workers if given.workers is not None else settings.workers
+    settings = dataclasses.replace(settings, resume=True, out=given.out, workers=workers, device=given.device)
+    return method, settings, revive(METHODS[method].Settings, stored["method_settings"])
+
+
+def measured(source: Source, settings: Pretrain, value: dict[str, Any], size: tuple[int, int]) -> Preprocess:
+    """Mean and deviation of each channel: as given, or measured from a sample of the images."""
+    preprocess = measure(
+        source,
+        channels=value["channels"],
+        trim=value["trim"],
+        pad=value["pad"],
+        aspect=size[1] / size[0],
+        seed=settings.seed,
+    )
+    for name in ("mean", "std"):
+        given = getattr(settings, name)
+        if given is not None and len(given) != value["channels"]:
+            raise BadInput(f"--{name} has {len(given)} numbers for images of {value['channels']} channels")
+        if given is not None:
+            preprocess = dataclasses.replace(preprocess, **{name: tuple(given)})
+    return preprocess
+
+
+def announce(
+    method: str, source: Source, test: Source | None, choices: dict[str, Choice], trained: Method, run: Run
+) -> None:
+    """Say what is about to happen, each chosen value with its reason."""
+    console.print(f"[bold]{method}[/] on {len(source):,} images of {source.name}, into {run.folder}")
+    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+    for name, choice in choices.items():
+        if choice.reason:
+            value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
+            table.add_row(name, f"[bold]{value}[/]", f"[dim]{choice.reason}[/]")
+    console.print(table)
+    sizes = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (trained.encoder, trained)]
+    probed = f"; probed on {len(test):,} images of {test.name}" if test is not None else ""
+    console.print(f"encoder {sizes[0]:.1f}M parameters, with what trains it {sizes[1]:.1f}M{probed}")
+
+
+def draw(run: Run, trained: Any, watch: torch.Tensor, preprocess: Preprocess) -> None:
+    """The pictures of a run, into its folder figures/."""
+    encoder = trained.encoder.float().cpu()
+    positions = torch.nn.functional.normalize(encoder.positions.detach(), dim=1)
+    (run.folder / "figures").mkdir(exist_ok=True)
+    pictures = {
+        "reconstruction": picture(trained.cpu(), watch[:8].cpu(), preprocess),
+        "positions": figures.positions(positions @ positions.T, encoder.grid),
+        "filters": figures.filters(encoder.patch_embedding.weight.detach(), encoder.patch_size, encoder.channels),
+    }
+    for name, png in pictures.items():
+        (run.folder / "figures" / f"{name}.png").write_bytes(png)
+
+
+def conclude(run: Run, result: dict[str, Any]) -> None:
+    """The sentence at the end."""
+    colour = "green" if result["verdict"] == "learning" else "red"
+    console.print(f"\n[bold {colour}]{result['verdict']}[/]: {result['sentence']}.")
+    for advice in result["advice"]:
+        console.print(f"  → {advice}")
+    probe = run.read("probe.json")
+    if probe.get("sentence"):
+        console.print(probe["sentence"])
+    console.print(f"Report: {run.folder / 'report.html'}   encoder: {run.folder / 'encoder'}")
