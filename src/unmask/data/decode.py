@@ -449,8 +449,8 @@ def _to_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
 class Images(Protocol):
     """What `measure` needs of a source."""
 
-    name: str
-
+    @property
+    def name(self) -> str: ...
     def __len__(self) -> int: ...
     def image(self, i: int) -> torch.Tensor: ...
 

@@ -31,7 +31,7 @@ class Batch:
 
 class Key(NamedTuple):
     epoch: int
-    index: np.ndarray
+    samples: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Loader:
     workers: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     unreadable: Callable[[str, str], None] = lambda path, reason: None
-    """Told the path and the reason of each image that could not be read (once an epoch, by whoever runs the loader)."""
-    strict: bool = False
-    """Fail with BadInput at the first unreadable image instead of skipping it."""
+    """Told the path and the reason of each image that could not be read; may raise to end it all."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,8 +85,6 @@ class Loader:
         )
         for views, index, seed, failures in loader:
             for path, reason in failures:
-                if self.strict:
-                    raise BadInput(f"{path}: {reason}; without --strict it would be skipped")
                 self.unreadable(path, reason)
             if len(index) == 0:
                 continue
@@ -112,7 +108,7 @@ class Renderer:
     def __getitem__(self, key: Key):
         aspect = self.views[0].size[1] / self.views[0].size[0]
         images, indices, failures = [], [], []
-        for index in key.index.tolist():
+        for index in key.samples.tolist():
             for candidate in range(index, index + len(self.source)) if self.replace else [index]:
                 i = candidate % len(self.source)
                 try:
@@ -126,7 +122,7 @@ class Renderer:
                     raise BadInput(f"{self.source.name}: no image can be read ({failures[-1][1]})")
         index = torch.tensor(indices, dtype=torch.int64)
         # the seed is that of the place in the order, so that a replaced sample is not drawn twice alike
-        seeds = sample_seeds(self.seed, key.epoch, torch.as_tensor(key.index) if self.replace else index)
+        seeds = sample_seeds(self.seed, key.epoch, torch.as_tensor(key.samples) if self.replace else index)
         heights, widths = (torch.tensor([image.shape[axis] for image in images], dtype=torch.int64) for axis in (1, 2))
         views = []
         for number, view in enumerate(self.views):

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as TF
 
 from unmask.data.decode import SUFFIXES, UnreadableImage, decode, size_of
 from unmask.errors import BadInput
@@ -130,8 +131,9 @@ def open_source(spec: str | Path, *, image: str = "image", label: str = "label",
             - `wds:PATTERN`, WebDataset tar shards on a local disk, with {000..009} or * in the pattern; `cls` is the
               label (column `cls` if another is named), the fields of `json` are columns, and `txt` is one, too.
             - `digits[:train|:test]`: scikit-learn's 1,797 digits of 8×8, grey, four fifths of each class in train.
-            - `photos[:train|:test]`: 96×96 RGB crops of the photographs that scikit-image and scikit-learn carry, the
-              photograph as label; train from the left half of each (every 32 pixels), test from the right (every 48).
+            - `photos[:train|:test]`: 96×96 RGB crops of the photographs that scikit-image and scikit-learn carry, shrunk
+              to 512 pixels at most, the photograph as label; train from the left half of each (every 32 pixels), test
+              from the right (every 48).
         image: the column with a path (relative to the table), the bytes, or a struct of both as in Hugging Face data;
             of tar shards, the extension, which need not be given if a sample holds one image.
         label: the column with the class. Missing, empty, NaN, NA and, for named classes, -1: no label.
@@ -625,7 +627,15 @@ class Crops:
 @cache
 def _photograph(file: str) -> torch.Tensor:
     image = decode(Path(file))
+    height, width = _shrunk(image.shape[1], image.shape[2])
+    image = TF.resize(image, [height, width], antialias=True)
     return image.repeat(3, 1, 1) if image.shape[0] == 1 else image
+
+
+def _shrunk(height: int, width: int) -> tuple[int, int]:
+    """The size at which a photograph is cut up: 512 pixels at most along the longer side, so that none dominates."""
+    scale = min(1.0, 512 / max(height, width))
+    return round(height * scale), round(width * scale)
 
 
 def _open_photos(name: str, split: str) -> Source:
@@ -639,8 +649,9 @@ def _open_photos(name: str, split: str) -> Source:
         if path.stem in NOT_PHOTOGRAPHS:
             continue
         _, height, width, _ = size_of(path)
-        # Training looks at the left half, the test at the right
-        start, stop, stride = (0, width // 2, 32) if split == "train" else (width // 2, width, 48)
+        height, width = _shrunk(height, width)
+        # Training looks at the left half, the test at the right, with a gap wider than the filter that shrinks
+        start, stop, stride = (0, width // 2 - 8, 32) if split == "train" else (width // 2 + 8, width, 48)
         corners = itertools.product(range(0, height - CROP + 1, stride), range(start, stop - CROP + 1, stride))
         crops = [(len(files), top, left) for top, left in corners]
         if crops:

@@ -34,23 +34,20 @@ def extract(
     batch_size: int = 256,
     workers: int = 0,
     unreadable: Callable[[str, str], None] = _ignore,
-    strict: bool = False,
     title: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The vectors (N', D), float32 on the CPU, of the images of a source, and where each stands in it, (N',) int64.
 
     Each image is seen once, in order: its largest centred box of the aspect of `image_size`, resized, not flipped.
-    Images that cannot be read are left out (so N' <= N) and told to `unreadable`(path, reason), or fail with `strict`.
+    Images that cannot be read are left out (so N' <= N) and told to `unreadable`(path, reason), which may raise.
     The encoder is moved to `device`, put in evaluation mode meanwhile and left in the mode it came in; the caller's
     random numbers are left as they were, so that a run does not depend on whether it was probed.
 
     encoder: images (B, C, *image_size) to vectors (B, D). title: what the progress bar says; None for no bar.
-    Raises BadInput if no image can be read, or with `strict` if one cannot.
+    Raises BadInput if no image can be read.
     """
     view = View(image_size, crop_scale=None, flip=0)
-    loader = Loader(
-        source, preprocess, (view,), batch_size, workers=workers, device=device, unreadable=unreadable, strict=strict
-    )
+    loader = Loader(source, preprocess, (view,), batch_size, workers=workers, device=device, unreadable=unreadable)
     columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
     columns += [TextColumn("images"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     bar = Progress(*columns, console=console, transient=not console.is_terminal, disable=title is None)
@@ -81,7 +78,6 @@ def pixels(
     batch_size: int = 256,
     workers: int = 0,
     unreadable: Callable[[str, str], None] = _ignore,
-    strict: bool = False,
     title: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The normalised pixels of each image as one vector, beside which an encoder must be worth its while.
@@ -99,7 +95,6 @@ def pixels(
         batch_size=batch_size,
         workers=workers,
         unreadable=unreadable,
-        strict=strict,
         title=title,
     )
 

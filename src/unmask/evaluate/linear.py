@@ -127,7 +127,7 @@ def linear(
     probe = LinearProbe(train.shape[1], train_targets.bincount(minlength=classes).cpu(), seed)
     steps, lr = max(LEAST_STEPS, epochs * per_epoch), min(0.1, 10 / train.shape[1])
     recipe = Recipe(steps, lr, per_epoch, warmup=steps // 9, weight_decay=0.0, betas=(0.9, 0.999))
-    fit(probe, batches, recipe, device=device, log_every=max(1, steps // 10), title=title)
+    fit(probe, batches, recipe, device=device, title=title)
     with torch.no_grad():
         probabilities = probe.eval().logits(test).softmax(dim=1).cpu()
     return probabilities.argmax(dim=1), probabilities

@@ -50,8 +50,10 @@ def folds(targets: Any, groups: Any = None, k: int = 5, seed: int = 0) -> list[t
             f"class {present[counts.argmin()]} {what} only, so it cannot be both trained on and tested: leave it out"
         )
     k = min(k, int(counts.min()))
-    kind = StratifiedKFold if codes is None else StratifiedGroupKFold
-    split = kind(k, shuffle=True, random_state=seed).split(np.zeros(n), targets, codes)
+    if codes is None:
+        split = StratifiedKFold(k, shuffle=True, random_state=seed).split(np.zeros(n), targets)
+    else:
+        split = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(np.zeros(n), targets, codes)
     # groups of unequal size can leave a fold of StratifiedGroupKFold without a sample
     made = [(train, test) for train, test in split if len(test) > 0]
     if len(made) < 2:

@@ -64,6 +64,8 @@ def decoder_size(encoder_width: int) -> tuple[int, int]:
 class MAE(Method):
     """encoder: a ViT; its positions are meant to be the fixed sine-cosine ones, as in the paper."""
 
+    encoder: ViT
+    decoder_positions: Tensor
     SUMMARY = "masked autoencoder (He et al. 2021): hide most patches, encode the rest, paint what was hidden"
     Settings = Settings
     ENCODER: ClassVar = {"positions": "sincos", "pool": "mean"}

@@ -1,6 +1,7 @@
 """The contract between a way to learn and the loop that trains it."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,8 +13,8 @@ from unmask.training.engine import Clock
 class Method(nn.Module, ABC):
     """One way to train an encoder. Subclasses are final."""
 
-    encoder: nn.Module
-    """What is kept, exported and judged: images (B, C, H, W) to vectors (B, D)."""
+    encoder: Any
+    """What is kept, exported and judged: an nn.Module from images (B, C, H, W) to vectors (B, D)."""
     views: tuple[View, ...]
     """How the method looks at an image."""
 
@@ -22,8 +23,8 @@ class Method(nn.Module, ABC):
         """Scalars of one batch: "loss", "uninformed" (the loss, on this very batch, of a model that learnt nothing), and
         whatever else is to be logged."""
 
-    def after_backward(self, clock: Clock) -> None:  # noqa: B027
+    def after_backward(self, clock: Clock) -> None:
         """Before the optimiser's step."""
 
-    def after_step(self, clock: Clock) -> None:  # noqa: B027
+    def after_step(self, clock: Clock) -> None:
         """After the optimiser's step."""

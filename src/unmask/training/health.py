@@ -37,16 +37,14 @@ def snapshot(module: nn.Module) -> list[Tensor]:
 def update_ratio(module: nn.Module, before: list[Tensor]) -> float:
     """Norm of the last step over the norm of the weights, over all matrices: about 1e-3 is healthy."""
     after = [p.detach() for p in module.parameters() if p.requires_grad and p.ndim >= 2]
-    if not after:
-        return 0.0
-    change = torch.stack(torch._foreach_norm(torch._foreach_sub(after, before))).norm()
-    return float(change / torch.stack(torch._foreach_norm(before)).norm().clamp(min=1e-12))
+    change = nn.utils.get_total_norm([now - then for now, then in zip(after, before, strict=True)])
+    return float(change / nn.utils.get_total_norm(before).clamp(min=1e-12))
 
 
 def check(module: nn.Module, batch: Any, values: dict[str, Tensor], step: int) -> None:
     """Raise Diverged, naming the first place where a number is NaN or infinite: input, loss, gradient, then weight."""
-    if math.isfinite(values["loss"].item()) and all(
-        math.isfinite(n) for n in torch.stack(torch._foreach_norm(list(module.parameters()))).tolist()
+    if math.isfinite(values["loss"].item()) and math.isfinite(
+        nn.utils.get_total_norm(list(module.parameters())).item()
     ):
         return
     places = [(f"view {i} of the input", view) for i, view in enumerate(getattr(batch, "views", ()))]

@@ -29,7 +29,8 @@ def plain(settings: Any) -> dict[str, Any]:
 
 def revive(kind: type, values: dict[str, Any]) -> Any:
     """The inverse of `plain`."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    known = {field.name for field in dataclasses.fields(kind)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
     if "out" in values:
         values["out"] = Path(values["out"])
     return kind(**values)

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from unmask.data.survey import Survey, channels_for
 from unmask.errors import BadInput
@@ -11,7 +12,7 @@ from unmask.errors import BadInput
 
 @dataclass(frozen=True)
 class Choice:
-    value: object
+    value: Any
     reason: str
 
 
@@ -23,14 +24,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def choose(survey: Survey, asked: dict[str, object]) -> dict[str, Choice]:
+def choose(survey: Survey, asked: dict[str, Any]) -> dict[str, Choice]:
     """Fill in every setting that was not asked for (None in `asked`) by rule from the survey.
 
     Raises BadInput for mixed channel counts and for images smaller than a patch.
     """
     chosen: dict[str, Choice] = {}
 
-    def settle(name: str, value: object, reason: str) -> object:
+    def settle(name: str, value: Any, reason: str) -> Any:
         given = asked.get(name)
         chosen[name] = Choice(value, reason) if given is None else Choice(given, "as asked")
         return chosen[name].value

@@ -14,6 +14,7 @@ from unmask.evaluate.features import extract
 from unmask.training import engine
 from unmask.training.engine import console
 from unmask.verbs.load import load
+from unmask.verbs.pretrain import Unreadable
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def embed(settings: Embed) -> pd.DataFrame:
     source = open_source(settings.data, image=settings.image, label=settings.label, group=settings.group)
     device = engine.choose_device(settings.device)
     precision, _ = engine.choose_precision(settings.precision, device)
-    left_out: dict[str, str] = {}
+    left_out = Unreadable([], settings.strict)
     vectors, index = extract(
         encoder,
         source,
@@ -61,17 +62,16 @@ def embed(settings: Embed) -> pd.DataFrame:
         device=device,
         precision=precision,
         workers=settings.workers,
-        unreadable=left_out.setdefault,
-        strict=settings.strict,
+        unreadable=left_out,
         title="embedding",
     )
     table = source.table.iloc[index.numpy()].reset_index(drop=True)
     if settings.out is not None:
         save(settings.out, table, vectors.numpy())
-    for path, reason in left_out.items():
-        console.print(f"[yellow]left out[/] {path}: {reason}")
     where = f", into {settings.out}" if settings.out else ""
-    console.print(f"{len(table):,} images as vectors of {vectors.shape[1]} numbers{where}; {len(left_out)} left out")
+    console.print(
+        f"{len(table):,} images as vectors of {vectors.shape[1]} numbers{where}; {len(left_out.reasons)} left out"
+    )
     return table.assign(embedding=list(vectors.numpy()))
 
 
@@ -86,10 +86,11 @@ def save(out: Path, table: pd.DataFrame, vectors: np.ndarray) -> None:
             columns = pd.DataFrame(vectors, columns=[f"e{i}" for i in range(vectors.shape[1])])
             pd.concat([table, columns], axis=1).to_csv(beside, index=False)
         else:
-            named = {
-                name: table[name].astype(str if table[name].dtype == object else table[name].dtype) for name in table
+            arrays = {
+                name: (table[name].astype(str) if table[name].dtype == object else table[name]).to_numpy()
+                for name in table
             }
-            np.savez(beside, embedding=vectors, **{name: column.to_numpy() for name, column in named.items()})
+            np.savez(beside, **{"embedding": vectors, **arrays})  # type: ignore[arg-type]
         beside.replace(out)
     except OSError as error:
         raise BadInput(f"{out} cannot be written ({error.strerror}): choose another --out") from None

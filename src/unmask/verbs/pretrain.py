@@ -25,12 +25,13 @@ from unmask.errors import BadInput
 from unmask.methods import METHODS
 from unmask.methods.method import Method
 from unmask.models import interop
+from unmask.models.vit import ViT
 from unmask.training import engine, health
 from unmask.training.engine import console
 from unmask.training.optim import Recipe
 from unmask.training.run import Run, plain, revive
 from unmask.verbs.choices import Choice, choose, parse_size
-from unmask.verbs.probe import judge, watch_probe
+from unmask.verbs.probe import few, judge, watch_probe
 from unmask.verbs.reconstruct import picture
 from unmask.verbs.report import write_report
 
@@ -107,96 +108,48 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
 
     Raises BadInput for anything in the settings or the data that cannot be used.
     """
-    if settings.out is None:
-        raise BadInput("--out is missing: name a folder for the run, as in --out runs/first")
+    check(settings)
+    assert settings.out is not None
+    out, stored = settings.out, None
     if settings.resume:
-        stored = Run(settings.out).settings
-        method, settings, own = resumed(stored, method, settings)
-    elif settings.data is None:
-        raise BadInput("--data is missing: name a folder or table of images, or try --data photos")
-    for name in ("epochs", "steps", "batch_size", "accumulate"):
-        if (value := getattr(settings, name)) is not None and value <= 0:
-            raise BadInput(f"--{name.replace('_', '-')} is {value}: give a number above 0")
-
+        stored = Run(out).settings
+        settings, own = resumed(stored, method, settings)
     device = engine.choose_device(settings.device)
     precision, why_precision = engine.choose_precision(settings.precision, device)
-    source = open_source(str(settings.data), image=settings.image, label=settings.label, group=settings.group)
-    test = None
-    if settings.probe is not None:
-        test = open_source(settings.probe, image=settings.image, label=settings.label, group=settings.group)
+    kind = METHODS[method]
+
+    # What is there, and what it asks for
+    columns = {"image": settings.image, "label": settings.label, "group": settings.group}
+    source = open_source(str(settings.data), **columns)
+    test = open_source(settings.probe, **columns) if settings.probe else None
     surveyed = survey(source, sample=2000)
-    choices = choose(surveyed, dataclasses.asdict(settings))
-    choices["precision"] = Choice(precision, why_precision)
+    choices = choose(surveyed, dataclasses.asdict(settings)) | {"precision": Choice(precision, why_precision)}
     value = {name: choice.value for name, choice in choices.items()}
     size, batch_size = parse_size(value["image_size"]), value["batch_size"]
     if batch_size % settings.accumulate:
         raise BadInput(f"--accumulate {settings.accumulate} does not divide the batch of {batch_size}")
+    preprocess = Preprocess.from_dict(stored["preprocess"]) if stored else measured(source, settings, value, size)
+    probing = {"device": device, "precision": precision, "workers": value["workers"]}
+    probe = watch_probe(source, test, preprocess, size, **probing) if test is not None else None
 
-    torch.manual_seed(settings.seed)
-    build = lambda: models.build(  # noqa: E731
-        value["encoder"],
-        image_size=size,
-        channels=value["channels"],
-        drop_path=settings.drop_path,
-        **METHODS[method].ENCODER,
-    )
-    encoder = build()
-    trained = METHODS[method](encoder, own)
-    if settings.resume:
-        preprocess = Preprocess.from_dict(stored["preprocess"])
-    else:
-        preprocess = measured(source, settings, value, size)
-    resolved = dataclasses.replace(
-        settings,
-        **{f.name: value[f.name] for f in dataclasses.fields(settings) if f.name in value and f.name != "precision"},
-        mean=preprocess.mean,
-        std=preprocess.std,
-        resume=False,
-    )
-    facts = {
-        "unmask": unmask.__version__,
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["unmask", *sys.argv[1:]]) if sys.argv[0].endswith("unmask") else "unmask.pretrain(…)",
-        "method": method,
-        "settings": plain(resolved),
-        "method_settings": plain(own),
-        "reasons": {name: f"{c.value}: {c.reason}" for name, c in choices.items() if c.reason},
-        "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
-        "encoder": encoder.config,
-        "preprocess": preprocess.to_dict(),
-    }
-    run = Run.create(settings.out, facts, resume=settings.resume)
-    announce(method, source, test, choices, trained, run)
+    # The model, the data, the run
+    def build() -> ViT:
+        torch.manual_seed(settings.seed)
+        options = {"channels": value["channels"], "drop_path": settings.drop_path, **kind.ENCODER}
+        return models.build(value["encoder"], image_size=size, **options)
 
-    unreadable: dict[str, str] = dict(surveyed.unreadable)
-
-    def skip(path: str, reason: str) -> None:
-        if path not in unreadable:
-            unreadable[path] = reason
-            console.print(f"[yellow]skipped[/] {path}: {reason}")
-
-    for path, reason in surveyed.unreadable[:10]:
-        console.print(f"[yellow]skipped[/] {path}: {reason}")
-    if settings.strict and surveyed.unreadable:
-        raise BadInput(
-            f"{surveyed.unreadable[0][0]}: {surveyed.unreadable[0][1]}; without --strict it would be skipped"
-        )
+    trained = kind(build(), own)
+    unreadable = Unreadable(surveyed.unreadable, settings.strict)
     loader = Loader(
         source,
         preprocess,
         trained.views,
         batch_size // settings.accumulate,
-        settings.seed,
-        value["workers"],
-        device,
-        skip,
-        settings.strict,
+        seed=settings.seed,
+        workers=value["workers"],
+        device=device,
+        unreadable=unreadable,
     )
-    look = Loader(source, preprocess, (View(size, crop_scale=None, flip=0.0),), 256, workers=0, device=device)
-    watch = next(look(0)).views[0] if len(source) >= 256 else next(look.once()).views[0]
     recipe = Recipe(
         steps=value["steps"],
         lr=value["lr"],
@@ -204,12 +157,14 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         warmup=value["warmup_steps"],
         min_lr=settings.min_lr,
         weight_decay=settings.weight_decay,
-        betas=METHODS[method].BETAS,
+        betas=kind.BETAS,
         clip=settings.clip,
         accumulate=settings.accumulate,
     )
-    probing = {"device": device, "precision": precision, "workers": value["workers"]}
-    probe = None if test is None else watch_probe(source, test, preprocess, size, **probing)
+    facts = described(method, resolve(settings, value, preprocess), own, choices, source, trained, preprocess)
+    run = Run.create(out, facts, resume=settings.resume)
+    announce(method, source, test, choices, trained, run)
+    watch = watched_images(source, preprocess, size)
     began, failure = time.perf_counter(), None
     try:
         history = engine.fit(
@@ -226,69 +181,150 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         )
     except health.Diverged as error:
         failure, history = str(error), run.history()
-    except KeyboardInterrupt:
-        run.close()
-        raise
-    verdict = health.judge(history, value["lr"], value["usual_lr"], failure)
 
-    name = {
-        "name": value["encoder"],
-        "method": method,
-        "preprocess": preprocess.to_dict(),
-        "unmask": unmask.__version__,
-    }
-    last = history[-1] if history else {}
-    watched = next((line for line in reversed(history) if "rank" in line), {})
+    # What came out
+    verdict = health.judge(history, value["lr"], value["usual_lr"], failure)
     result = {
         "verdict": verdict.word,
         "sentence": verdict.sentence,
         "advice": list(verdict.advice),
-        "loss": last.get("loss"),
-        "uninformed_loss": last.get("uninformed"),
-        "steps": last.get("step", 0),
-        "images_per_second": health.median([line["images_per_second"] for line in history]),
-        "loader_wait": health.median([line["loader_wait"] for line in history]),
+        **summary(history),
         "seconds": time.perf_counter() - began,
         "images": len(source),
-        "parameters": sum(p.numel() for p in trained.parameters()),
-        "encoder_parameters": sum(p.numel() for p in encoder.parameters()),
-        "rank": watched.get("rank"),
-        "feature_std": watched.get("feature_std"),
+        "parameters": count(trained),
+        "encoder_parameters": count(trained.encoder),
         "precision": precision,
         "device": str(device),
-        "unreadable": sorted(unreadable.items()),
+        "unreadable": sorted(unreadable.reasons.items()),
     }
     run.write("result.json", result)
     if failure is None:
-        interop.save(encoder, run.folder / "encoder", name)
-        torch.manual_seed(settings.seed)
-        run.write("probe.json", judge(encoder, build(), source, test, preprocess, size, seed=settings.seed, **probing))
+        known = {
+            "name": value["encoder"],
+            "method": method,
+            "preprocess": preprocess.to_dict(),
+            "unmask": unmask.__version__,
+        }
+        interop.save(trained.encoder, run.folder / "encoder", known)
         draw(run, trained, watch, preprocess)
+        judged = judge(trained.encoder, build(), source, test, preprocess, size, seed=settings.seed, **probing)
+        run.write("probe.json", judged)
     run.close()
     write_report(run.folder)
     conclude(run, result)
     return result
 
 
-def resumed(stored: dict[str, Any], method: str, given: Pretrain) -> tuple[str, Pretrain, Any]:
-    """Method and settings of the run to go on with. BadInput if other settings are typed than the run began with."""
-    defaults = Pretrain()
-    settings = revive(Pretrain, stored["settings"])
+def check(settings: Pretrain) -> None:
+    """Raise BadInput for settings that no data could make sense of."""
+    if settings.out is None:
+        raise BadInput("--out is missing: name a folder for the run, as in --out runs/first")
+    if settings.data is None and not settings.resume:
+        raise BadInput("--data is missing: name a folder or table of images, or try --data photos")
+    for name in ("epochs", "steps", "batch_size", "accumulate", "base_lr", "clip", "channels"):
+        if (value := getattr(settings, name)) is not None and value <= 0:
+            raise BadInput(f"--{name.replace('_', '-')} is {value}: give a number above 0")
+    if settings.workers is not None and settings.workers < 0:
+        raise BadInput(f"--workers is {settings.workers}: give 0 or more")
+
+
+class Unreadable:
+    """Collects images that cannot be read, and says so once for each; with `strict`, the first one ends the run."""
+
+    def __init__(self, known: list[tuple[str, str]], strict: bool):
+        self.strict, self.reasons = strict, {}
+        for path, reason in known:
+            self(path, reason)
+
+    def __call__(self, path: str, reason: str) -> None:
+        if self.strict:
+            raise BadInput(f"{path}: {reason}; without --strict it would be skipped")
+        if path not in self.reasons:
+            self.reasons[path] = reason
+            if len(self.reasons) <= 20:
+                console.print(f"[yellow]skipped[/] {path}: {reason}")
+            if len(self.reasons) == 20:
+                console.print("[yellow]… further ones are named in the report[/]")
+
+
+def watched_images(source: Source, preprocess: Preprocess, size: tuple[int, int]) -> torch.Tensor:
+    """Up to 256 images (B, C, H, W), drawn at random but always the same: whose features and reconstructions are looked at."""
+    look = Loader(few(source, 256, seed=1), preprocess, (View(size, crop_scale=None, flip=0.0),), 256)
+    return torch.cat([batch.views[0] for batch in look.once()])
+
+
+def summary(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The end of the log in a few numbers: means over its last tenth, medians of what varies."""
+    if not history:
+        return {"loss": None, "uninformed_loss": None, "steps": 0}
+    tail = history[-max(1, len(history) // 10) :]
+    watched = next((line for line in reversed(history) if "rank" in line), {})
+    return {
+        "loss": health.mean([line["loss"] for line in tail]),
+        "uninformed_loss": health.mean([line["uninformed"] for line in tail]),
+        "steps": history[-1]["step"],
+        "images_per_second": health.median([line["images_per_second"] for line in history]),
+        "loader_wait": health.median([line["loader_wait"] for line in history]),
+        "rank": watched.get("rank"),
+        "feature_std": watched.get("feature_std"),
+    }
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def resolve(settings: Pretrain, value: dict[str, Any], preprocess: Preprocess) -> Pretrain:
+    """The settings with everything that was chosen written in, so that the run can be run again."""
+    chosen = {field.name: value[field.name] for field in dataclasses.fields(settings) if field.name in value}
+    return dataclasses.replace(settings, **chosen, mean=preprocess.mean, std=preprocess.std, resume=False)
+
+
+def described(
+    method: str,
+    settings: Pretrain,
+    own: Any,
+    choices: dict[str, Choice],
+    source: Source,
+    trained: Method,
+    preprocess: Preprocess,
+) -> dict[str, Any]:
+    """What settings.yaml says."""
+    return {
+        "unmask": unmask.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["unmask", *sys.argv[1:]])
+        if Path(sys.argv[0]).name == "unmask"
+        else "unmask.pretrain(…)",
+        "method": method,
+        "settings": plain(settings) | {name: choices[name].value for name in ("lr", "warmup_steps")},
+        "method_settings": plain(own),
+        "reasons": {name: choice.reason for name, choice in choices.items() if choice.reason},
+        "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
+        "encoder": trained.encoder.config,
+        "preprocess": preprocess.to_dict(),
+    }
+
+
+def resumed(stored: dict[str, Any], method: str, given: Pretrain) -> tuple[Pretrain, Any]:
+    """Settings of the run to go on with. BadInput if others are typed than the run began with."""
+    if method != stored["method"]:
+        raise BadInput(f"the run in {given.out} is of {stored['method']}, not of {method}")
+    defaults, settings = Pretrain(), revive(Pretrain, stored["settings"])
+    free = {name: getattr(given, name) for name in ("resume", "out", "device", "workers")}
     for field in dataclasses.fields(Pretrain):
         typed, kept = getattr(given, field.name), getattr(settings, field.name)
-        if (
-            typed != getattr(defaults, field.name)
-            and typed != kept
-            and field.name not in ("resume", "out", "workers", "device")
-        ):
+        if field.name not in free and typed not in (getattr(defaults, field.name), kept):
             raise BadInput(
-                f"--{field.name.replace('_', '-')} {typed}: the run in {given.out} began with {kept}; leave it out to resume, or choose another --out"
+                f"--{field.name.replace('_', '-')} {typed}: the run in {given.out} began with {kept}; "
+                "leave it out to resume, or choose another --out"
             )
-    if method != stored["method"]:
-        raise BadInput(f"the run in {given.out} is of {stored['method']}, not {method}")
-    workers = given.workers if given.workers is not None else settings.workers
-    settings = dataclasses.replace(settings, resume=True, out=given.out, workers=workers, device=given.device)
-    return method, settings, revive(METHODS[method].Settings, stored["method_settings"])
+    if free["workers"] is None:
+        free["workers"] = settings.workers
+    return dataclasses.replace(settings, **free), revive(METHODS[method].Settings, stored["method_settings"])
 
 
 def measured(source: Source, settings: Pretrain, value: dict[str, Any], size: tuple[int, int]) -> Preprocess:
@@ -321,7 +357,7 @@ def announce(
             value = f"{choice.value:.4g}" if isinstance(choice.value, float) else str(choice.value)
             table.add_row(name, f"[bold]{value}[/]", f"[dim]{choice.reason}[/]")
     console.print(table)
-    sizes = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (trained.encoder, trained)]
+    sizes = [count(module) / 1e6 for module in (trained.encoder, trained)]
     probed = f"; probed on {len(test):,} images of {test.name}" if test is not None else ""
     console.print(f"encoder {sizes[0]:.1f}M parameters, with what trains it {sizes[1]:.1f}M{probed}")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,17 +114,17 @@ def judge(
     options: dict[str, Any] = {"workers": workers, "title": title}
     extractor = {"device": device, "precision": precision, **options}
     if "label" not in train.table or len(set(train.targets()) - {-1}) < 2:
-        vectors, _ = extract(encoder, few(train, 2000, seed), preprocess, size, **extractor)
-        found = health.features(vectors)
+        seen, _ = extract(encoder, few(train, 2000, seed), preprocess, size, **extractor)
+        found = health.features(seen)
         words = (
             f"No labels to test with. Label-free quality: effective rank {found['rank']:.1f} of at most "
-            f"{min(vectors.shape)}, relative deviation of features {found['feature_std']:.0%}."
+            f"{min(seen.shape)}, relative deviation of features {found['feature_std']:.0%}."
         )
         return {"protocol": "no labels", "sentence": words, **found}
 
     train = labelled(train)
     sources = [train] if test is None else [train, labelled(aligned(test, train))]
-    vectors: dict[str, list[Tensor]] = {}
+    vectors: dict[str, Sequence[Tensor]] = {}
     for name, module in (("trained", encoder), ("untrained", untrained)):
         vectors[name], read = zip(
             *(extract(module, source, preprocess, size, **extractor) for source in sources), strict=True
@@ -148,25 +148,30 @@ def judge(
         result |= compare(vectors, targets, splits.folds(targets[0], groups, seed=seed), classes, seed, groups)
         if groups is not None:
             leaky = compare(vectors, targets, splits.folds(targets[0], None, seed=seed), classes, seed, None)
-            ours, theirs = result["linear"]["trained"], leaky["linear"]["trained"]
-            leaky["why"] = (
-                f"Images of one group resemble each other beyond their class. Split by image, nearly every test image has "
-                f"siblings of its group ({len(set(groups))} groups, {len(groups) / len(set(groups)):.0f} images each on average) among the "
-                f"training images, and a probe can answer by recognising the group: linear accuracy {theirs['accuracy']:.3f} "
-                f"against {ours['accuracy']:.3f} on groups never seen, with an interval of "
-                f"{theirs['high'] - theirs['low']:.3f} against {ours['high'] - ours['low']:.3f}, for it takes siblings for "
-                f"independent evidence. What holds for new groups is the figure by group."
-            )
+            leaky["why"] = why(result["linear"]["trained"], leaky["linear"]["trained"], groups)
             result["by_image"] = leaky
     result["classes"] = list(train.classes)
     result["sentence"] = sentence(result)
     return result
 
 
+def why(by_group: dict[str, float], by_image: dict[str, float], groups: np.ndarray) -> str:
+    """Why a split that ignores groups gives another figure."""
+    count = len(set(groups))
+    return (
+        "Images of one group resemble each other beyond their class. Split by image, nearly every test image has siblings "
+        f"of its group among the training images ({count} groups of {len(groups) / count:.0f} images on average), and a probe "
+        f"can answer by recognising the group: linear accuracy {by_image['accuracy']:.3f}, against "
+        f"{by_group['accuracy']:.3f} on groups never seen. Its interval is too narrow as well "
+        f"({by_image['high'] - by_image['low']:.3f} wide against {by_group['high'] - by_group['low']:.3f}), for it takes "
+        "siblings for independent evidence. What holds for a new group is the figure by group."
+    )
+
+
 def compare(
-    vectors: dict[str, list[Tensor]],
-    targets: list[np.ndarray],
-    parts: list[tuple[np.ndarray, np.ndarray | None]],
+    vectors: dict[str, Sequence[Tensor]],
+    targets: Sequence[np.ndarray],
+    parts: Sequence[tuple[np.ndarray, np.ndarray | None]],
     classes: int,
     seed: int,
     groups: np.ndarray | None,

@@ -1,6 +1,7 @@
 """unmask reconstruct RUN IMAGE...: what a masked autoencoder paints where it cannot see."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,7 @@ class Reconstruct:
 
     run: Positional[str]
     """A run, an official MAE .pth with its decoder, or a Hugging Face ViTMAE folder."""
-    images: Positional[tuple[str, ...]]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or one source (a folder, a table, photos:test), of which eight images are taken."""
     out: Path
     """The picture (.png)."""
@@ -78,7 +79,7 @@ def reconstruct(settings: Reconstruct) -> Path:
     return settings.out
 
 
-def read(names: tuple[str, ...]) -> list[tuple[str, Tensor]]:
+def read(names: Sequence[str]) -> list[tuple[str, Tensor]]:
     """Image files as they are; or eight images, evenly spread, of one source."""
     if not names:
         raise BadInput("name an image file, or a source such as photos:test")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from unmask import figures, report
+from unmask import report
 from unmask.training.engine import console
 from unmask.training.run import Run
 
@@ -19,11 +19,9 @@ class Report:
 
 
 def write_report(folder: str | Path) -> Path:
-    """RUN/report.html, with curves drawn from the log as it stands."""
+    """RUN/report.html, from the log and the pictures as they stand."""
     run = Run(folder)
     pictures = {path.stem: path.read_bytes() for path in sorted((run.folder / "figures").glob("*.png"))}
-    if history := run.history():
-        pictures["curves"] = figures.curves(history)
     return report.write(run, pictures)
 
 
