@@ -22,7 +22,12 @@ def imports(path: Path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             if node.module == "unmask":
-                yield from (f"unmask.{alias.name}" if (ROOT / alias.name).exists() or (ROOT / f"{alias.name}.py").exists() else "unmask" for alias in node.names)
+                yield from (
+                    f"unmask.{alias.name}"
+                    if (ROOT / alias.name).exists() or (ROOT / f"{alias.name}.py").exists()
+                    else "unmask"
+                    for alias in node.names
+                )
             elif node.module and node.module.startswith("unmask."):
                 yield node.module
 

@@ -67,8 +67,8 @@ class View:
         heights, widths = heights.double(), widths.double()
         low, high = (aspect * ratio for ratio in self.crop_ratio) if self.crop_scale else (aspect, aspect)
         ratio = (widths / heights).clamp(low, high)
-        height = torch.minimum(heights, widths / ratio).round()
-        width = torch.minimum(widths, heights * ratio).round()
+        height = torch.minimum(heights, widths / ratio).round().clamp(min=1)
+        width = torch.minimum(widths, heights * ratio).round().clamp(min=1)
         top, left = ((heights - height) / 2).round(), ((widths - width) / 2).round()
         if self.crop_scale is None:
             return torch.stack([top, left, height, width, torch.zeros_like(top)], dim=1).long()

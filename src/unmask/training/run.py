@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,12 @@ class Run:
             old.unlink()
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, read without running any code that it may hold; None if there is none."""
+        """The newest whole checkpoint; None if there is none. BadInput for one that holds code, which is not run."""
         for path in reversed(self.checkpoints()):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                raise BadInput(f"{path} holds more than numbers, perhaps code: it is not opened; delete it") from None
             except (RuntimeError, EOFError, OSError):
                 continue  # torn: the one before is whole
         return None
