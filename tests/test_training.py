@@ -1,5 +1,6 @@
 """The loop, the schedule, the run folder and the verdict."""
 
+import itertools
 import json
 import math
 from types import SimpleNamespace
@@ -59,6 +60,10 @@ def test_it_learns_and_logs_a_line_a_step_with_everything_health_reads(tmp_path)
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def timeless(lines):
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "loader_wait", "seconds")} for line in lines]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_is_the_same_run(tmp_path, accumulate, monkeypatch):
     recipe = Recipe(40, 0.05, warmup=4, accumulate=accumulate)
@@ -84,9 +89,6 @@ def test_a_resumed_run_is_the_same_run(tmp_path, accumulate, monkeypatch):
     torch.rand(7)
     got = fit(again, batches, recipe, run_in(tmp_path / "killed"))
     assert min(again.called) == 20  # the last checkpoint
-    timeless = lambda lines: [
-        {k: v for k, v in line.items() if k not in ("images_per_second", "loader_wait", "seconds")} for line in lines
-    ]  # noqa: E731
     assert timeless(got) == timeless(expected)
     assert timeless(run.history()) == timeless(expected)
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
@@ -165,7 +167,7 @@ def test_rates_rise_then_fall_and_only_matrices_decay():
     recipe = Recipe(100, 1.0, warmup=10, min_lr=0.1)
     rates = [rate(recipe, step) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == 1.0 == max(rates)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     module.register_parameter("positions", nn.Parameter(torch.zeros(4, 3)))

@@ -70,7 +70,7 @@ class Verdict:
 # Where words change. Each bound has a margin to both sides in benchmarks/verdicts.py, on runs good and broken on purpose.
 BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
-COLLAPSED_STD, COLLAPSED_RANK = 0.01, 1.5
+COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""

@@ -123,7 +123,9 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     source = open_source(str(settings.data), **columns)
     test = open_source(settings.probe, **columns) if settings.probe else None
     surveyed = survey(source, sample=2000)
-    choices = choose(surveyed, dataclasses.asdict(settings)) | {"precision": Choice(precision, why_precision)}
+    choices = choose(surveyed, dataclasses.asdict(settings), device.type) | {
+        "precision": Choice(precision, why_precision)
+    }
     value = {name: choice.value for name, choice in choices.items()}
     size, batch_size = parse_size(value["image_size"]), value["batch_size"]
     if batch_size % settings.accumulate:
@@ -207,7 +209,8 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         }
         interop.save(trained.encoder, run.folder / "encoder", known)
         draw(run, trained, watch, preprocess)
-        judged = judge(trained.encoder, build(), source, test, preprocess, size, seed=settings.seed, **probing)
+        shown = source if test is not None else few(source, 5000, seed=settings.seed)  # five folds of more take longer
+        judged = judge(trained.encoder, build(), shown, test, preprocess, size, seed=settings.seed, **probing)
         run.write("probe.json", judged)
     run.close()
     write_report(run.folder)
@@ -248,8 +251,8 @@ class Unreadable:
 
 
 def watched_images(source: Source, preprocess: Preprocess, size: tuple[int, int]) -> torch.Tensor:
-    """Up to 256 images (B, C, H, W), drawn at random but always the same: whose features and reconstructions are looked at."""
-    look = Loader(few(source, 256, seed=1), preprocess, (View(size, crop_scale=None, flip=0.0),), 256)
+    """Up to 128 images (B, C, H, W), drawn at random but always the same: whose features and reconstructions are looked at."""
+    look = Loader(few(source, 128, seed=1), preprocess, (View(size, crop_scale=None, flip=0.0),), 256)
     return torch.cat([batch.views[0] for batch in look.once()])
 
 

@@ -206,10 +206,10 @@ def compare(
 def watch_probe(
     train: Source, test: Source, preprocess: Preprocess, size: tuple[int, int], **extractor: Any
 ) -> Callable:
-    """A quick k-NN for the log: 2,000 images of `train` judge 1,000 of `test`."""
+    """A quick k-NN for the log: 1,500 images of `train` judge 500 of `test`."""
     require_classes(train)
-    train = few(labelled(train), 2000, seed=0)
-    test = few(labelled(aligned(test, train)), 1000, seed=0)
+    train = few(labelled(train), 1500, seed=0)
+    test = few(labelled(aligned(test, train)), 500, seed=0)
 
     def accuracy(encoder: nn.Module) -> dict[str, float]:
         (a, i), (b, j) = (extract(encoder, source, preprocess, size, **extractor) for source in (train, test))
