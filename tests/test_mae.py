@@ -142,7 +142,9 @@ def test_a_reconstruction_uses_nothing_hidden_and_returns_what_it_saw():
     hidden = patchify(images, 4).scatter(1, masked[..., None].expand(-1, -1, 16), 7.0)
     other = hidden.view(2, 4, 4, 4, 4).transpose(2, 3).reshape(2, 1, 16, 16)
     torch.testing.assert_close(mae.reconstruct(other, keep), painted)
-    # visible patches keep their own mean: a flat one is painted in its own grey
+    # visible patches, whose output nobody trained, are shown in their mean colour
+    seen = take(patchify(images, 4), keep)
+    torch.testing.assert_close(take(patchify(painted, 4), keep), seen.mean(dim=-1, keepdim=True).expand_as(seen))
     flat = torch.full((1, 1, 16, 16), 0.3)
     torch.testing.assert_close(mae.reconstruct(flat, keep[:1]), flat, atol=0.02, rtol=0)
 

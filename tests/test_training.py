@@ -61,7 +61,9 @@ def test_it_learns_and_logs_a_line_a_step_with_everything_health_reads(tmp_path)
 
 
 def timeless(lines):
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "loader_wait", "seconds")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_second", "loader_wait", "seconds")} for line in lines
+    ]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

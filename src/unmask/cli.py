@@ -1,7 +1,9 @@
 """The command line: a table of verbs; parse, call, print."""
 
+import dataclasses
 import difflib
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -57,6 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BadInput as error:
         print(f"unmask: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\nunmask: stopped; go on with the same command and --resume", file=sys.stderr)
         sys.exit(130)
@@ -74,7 +79,8 @@ def call(verb: str, arguments: list[str]) -> int:
     module, settings, function, summary = VERBS[verb]
     module = importlib.import_module(f"unmask.verbs.{module}")
     if verb != "pretrain":
-        getattr(module, function)(tyro.cli(getattr(module, settings), prog=f"unmask {verb}", args=arguments))
+        quiet = tyro.conf.DisallowNone[getattr(module, settings)]  # an option is given or left out
+        getattr(module, function)(tyro.cli(quiet, prog=f"unmask {verb}", args=arguments))
         return 0
 
     from unmask.methods import METHODS
@@ -90,7 +96,14 @@ def call(verb: str, arguments: list[str]) -> int:
         raise BadInput(
             f"no method is called {name!r}: use one of {', '.join(METHODS)}, as in unmask pretrain mae --data …"
         )
-    both = tyro.conf.OmitArgPrefixes[tuple[module.Pretrain, METHODS[name].Settings]]  # type: ignore[name-defined]
-    general, own = tyro.cli(both, prog=f"unmask pretrain {name}", args=rest, description=METHODS[name].SUMMARY)
-    result: dict[str, Any] = module.pretrain(name, general, own)
+    both = dataclasses.make_dataclass(
+        "Both",
+        [
+            ("general", module.Pretrain, dataclasses.field(default_factory=module.Pretrain)),
+            (name, METHODS[name].Settings, dataclasses.field(default_factory=METHODS[name].Settings)),
+        ],
+    )
+    quiet = tyro.conf.DisallowNone[tyro.conf.OmitArgPrefixes[both]]  # type: ignore[valid-type]
+    given: Any = tyro.cli(quiet, prog=f"unmask pretrain {name}", args=rest, description=METHODS[name].SUMMARY)
+    result: dict[str, Any] = module.pretrain(name, given.general, getattr(given, name))
     return 1 if result["verdict"] == "diverged" else 0

@@ -182,12 +182,13 @@ class MAE(Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, keep: Tensor) -> Tensor:
-        """The image as painted from the patches at `keep` alone: (B, C, H, W) in the space of `images`, every patch a
-        prediction (paste the visible ones back to see the two together).
+        """The image as painted from the patches at `keep` alone: (B, C, H, W) in the space of `images`. Paste the visible
+        patches over it to see the two together.
 
-        A model of normalised patches says nothing of a patch's brightness and contrast. A visible patch gets its own
-        mean and deviation back; a hidden one gets those of the visible patches, averaged with weight 1 / distance^3. No
-        statistic of a hidden pixel is used, so the picture shows what was inferred and nothing more.
+        A model of normalised patches says nothing of a patch's brightness and contrast. A hidden patch gets the mean and
+        deviation of the visible ones, averaged with weight 1 / distance^3: no statistic of a hidden pixel is used, so the
+        picture shows what was inferred and nothing more. What the model says of visible patches nobody trained unless
+        the loss is on all, and it is the noise that pictures of MAE are known for: they are shown in their mean colour.
         """
         size, P = (images.shape[2], images.shape[3]), self.encoder.patch_size
         rows, columns = grid_of(size, P)
@@ -196,14 +197,17 @@ class MAE(Method):
         masked = hidden.nonzero()[:, 1].view(len(images), -1)
         order = torch.cat([keep, masked], dim=1)
         predicted = self.decode(images, keep, masked, everywhere=True).float()
+        seen = take(patchify(images, P), keep)  # (B, K, P*P*C)
         if self.settings.norm_pix:
-            seen = take(patchify(images, P), keep)
             statistics = torch.stack([seen.mean(-1), (seen.var(-1) + 1e-6).sqrt()], dim=-1)  # (B, K, 2)
             places = torch.stack([order // columns, order % columns], dim=-1).float()  # (B, N, 2)
             distance = torch.cdist(places, places[:, : keep.shape[1]])  # (B, N, K)
             weights = distance.clamp(min=1e-4) ** -3
             mean, std = (weights / weights.sum(-1, keepdim=True) @ statistics).split(1, dim=-1)
             predicted = predicted * std + mean
+        if self.settings.loss_on == "masked":
+            colour = seen.unflatten(-1, (P * P, -1)).mean(dim=2)  # (B, K, C)
+            predicted[:, : keep.shape[1]] = colour.repeat(1, 1, P * P)
         return unpatchify(take(predicted, order.argsort(dim=1)), size, P)
 
 

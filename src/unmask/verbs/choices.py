@@ -55,10 +55,9 @@ def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
     """Channels, crop to content, padding and size."""
     if choices.asked.get("channels") is not None:
         choices.settle("channels", None, "")
-    elif survey.grey:
+    elif (channels := channels_for(survey)) == 3 and survey.grey:
         choices.settle("channels", 1, "every picture is grey, whatever its file says")
     else:
-        channels = channels_for(survey)
         mixed = len(survey.channels) > 1
         choices.settle(
             "channels", channels, "grey and colour mixed: grey is repeated" if mixed else "as the pictures have"

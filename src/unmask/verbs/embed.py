@@ -86,10 +86,8 @@ def save(out: Path, table: pd.DataFrame, vectors: np.ndarray) -> None:
             columns = pd.DataFrame(vectors, columns=[f"e{i}" for i in range(vectors.shape[1])])
             pd.concat([table, columns], axis=1).to_csv(beside, index=False)
         else:
-            arrays = {
-                name: (table[name].astype(str) if table[name].dtype == object else table[name]).to_numpy()
-                for name in table
-            }
+            numeric = {name: pd.api.types.is_numeric_dtype(table[name]) for name in table}
+            arrays = {name: table[name].to_numpy(dtype=None if numeric[name] else str) for name in table}
             np.savez(beside, **{"embedding": vectors, **arrays})  # type: ignore[arg-type]
         beside.replace(out)
     except OSError as error:
