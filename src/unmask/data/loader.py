@@ -1,7 +1,7 @@
 """Batches from a source: read, prepare and render in workers, normalise on the device."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ from unmask.data.augment import View, sample_seeds
 from unmask.data.decode import Preprocess, UnreadableImage
 from unmask.data.sources import Source
 from unmask.errors import BadInput
+
+KEPT = 2**30
+"""Bytes of prepared images that all workers together keep from one epoch to the next."""
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Loader:
 
     def _batches(self, keys, replace: bool) -> Iterator[Batch]:
         loader = DataLoader(
-            Renderer(self.source, self.preprocess, self.views, self.seed, replace),  # type: ignore[arg-type]
+            Renderer(self.source, self.preprocess, self.views, self.seed, replace, KEPT // max(1, self.workers)),  # type: ignore[arg-type]
             batch_size=None,
             sampler=keys,
             num_workers=self.workers,
@@ -92,7 +95,7 @@ class Loader:
             yield Batch(views, index.to(self.device), seed.to(self.device))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Renderer:
     """The part of the loader that runs in workers: a key in, uint8 (or float32) views of a whole batch out."""
 
@@ -101,9 +104,22 @@ class Renderer:
     views: tuple[View, ...]
     seed: int
     replace: bool
+    room: int
+    """Bytes of prepared images that may be kept for later epochs."""
+    kept: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def prepared(self, i: int, aspect: float) -> Tensor:
+        """Image `i` of the source, decoded, trimmed and padded: read once where it is small enough to be kept."""
+        if i in self.kept:
+            return self.kept[i]
+        image = self.preprocess.prepare(self.source.image(i), aspect)
+        if self.replace and image.nbytes <= self.room:  # one pass in order sees nothing twice
+            self.room -= image.nbytes
+            self.kept[i] = image.clone()  # a crop would keep the whole image alive
+        return image
 
     def __getitem__(self, key: Key):
         aspect = self.views[0].size[1] / self.views[0].size[0]
@@ -112,7 +128,7 @@ class Renderer:
             for candidate in range(index, index + len(self.source)) if self.replace else [index]:
                 i = candidate % len(self.source)
                 try:
-                    images.append(self.preprocess.prepare(self.source.image(i), aspect))
+                    images.append(self.prepared(i, aspect))
                     indices.append(i)
                     break
                 except UnreadableImage as error:

@@ -114,7 +114,11 @@ def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: st
         )
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, (advice,))
-    if last > BETTER:
+    settled = history[len(history) // 10 :]
+    stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)
+    if last > BETTER or stuck > 0.5:
+        if last <= BETTER:
+            seen += f", and for {stuck:.0%} of the run it was no better than that model's"
         advice = [slower] if too_large else [faster] if too_small else []
         if not advice:
             advice = [

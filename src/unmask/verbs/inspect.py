@@ -117,7 +117,9 @@ def show(found: Survey) -> None:
             f"{groups['count']:,} of {groups['smallest']} to {groups['largest']} images, median {groups['median']}",
         )
     if found.label_group is not None:
-        table.add_row("", str(found.label_group))
+        told = found.label_group
+        words = f"the group alone tells {told.told:.0%} of the labels (the commonest class {told.majority:.0%})"
+        table.add_row("", f"{words}; {told.mixed:,} groups have several labels")
     for copies in found.exact_duplicates[:5]:
         table.add_row("[yellow]same file[/]", " = ".join(copies[:3]) + (" …" if len(copies) > 3 else ""))
     if len(found.exact_duplicates) > 5:
