@@ -81,14 +81,14 @@ LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
 def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: str | None = None) -> Verdict:
     """The verdict on a run from its log. `usual_lr` is what the recipe would have taken; `failure` what Diverged said."""
     step_size = median([line["update_ratio"] for line in history])
-    rate = f"the learning rate, {lr:.2g}"
+    rate = f"{lr:.2g}"
     if usual_lr and not 0.2 < lr / usual_lr < 5:
         many = f"{lr / usual_lr:,.0f} times" if lr > usual_lr else f"1/{usual_lr / lr:,.0f} of"
-        rate += f", is {many} the recipe's {usual_lr:.2g}"
+        rate += f", {many} the recipe's {usual_lr:.2g}"
     too_large = step_size > LARGE_STEP or lr > 5 * usual_lr
     too_small = not too_large and (step_size < SMALL_STEP or lr < usual_lr / 5)
-    slower = f"lower the learning rate: {rate}; a step changes the weights by {step_size:.1%} (0.1% is usual)"
-    faster = f"raise the learning rate: {rate}; a step changes the weights by {step_size:.4%} only (0.1% is usual)"
+    slower = f"lower the learning rate ({rate}): a step changes the weights by {step_size:.1%}, where 0.1% is usual"
+    faster = f"raise the learning rate ({rate}): a step changes the weights by {step_size:.4%}, where 0.1% is usual"
     if failure or not history:
         advice = [slower] if too_large else [f"lower the learning rate tenfold ({rate})", "clip the gradient: --clip 1"]
         return Verdict("diverged", failure or "the run ended before it logged anything", tuple(advice))
@@ -133,8 +133,8 @@ def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: st
         return Verdict("starved by the loader", f"it learns ({seen}), but slowly: {waits.split(':')[0]}", (waits,))
 
     advice = []
-    if too_small:
-        advice.append(f"it learns far more slowly than it could: {faster}")
+    if too_small or too_large:
+        advice.append(f"it learns far less than it could: {faster if too_small else slower}")
     if waited > WAITING:
         advice.append(waits)
     middle = mean([line["ratio"] for line in history[len(history) // 2 :][: len(tail)]])
