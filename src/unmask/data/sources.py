@@ -132,8 +132,8 @@ def open_source(spec: str | Path, *, image: str = "image", label: str = "label",
               label (column `cls` if another is named), the fields of `json` are columns, and `txt` is one, too.
             - `digits[:train|:test]`: scikit-learn's 1,797 digits of 8×8, grey, four fifths of each class in train.
             - `photos[:train|:test]`: 96×96 RGB crops of the photographs that scikit-image and scikit-learn carry, shrunk
-              to 512 pixels at most, the photograph as label; train from the left half of each (every 32 pixels), test
-              from the right (every 48).
+              to 512 pixels at most, the photograph as label; train from the left half of each (every 16 pixels), test
+              from the right (every 32).
         image: the column with a path (relative to the table), the bytes, or a struct of both as in Hugging Face data;
             of tar shards, the extension, which need not be given if a sample holds one image.
         label: the column with the class. Missing, empty, NaN, NA and, for named classes, -1: no label.
@@ -651,7 +651,7 @@ def _open_photos(name: str, split: str) -> Source:
         _, height, width, _ = size_of(path)
         height, width = _shrunk(height, width)
         # Training looks at the left half, the test at the right, with a gap wider than the filter that shrinks
-        start, stop, stride = (0, width // 2 - 8, 32) if split == "train" else (width // 2 + 8, width, 48)
+        start, stop, stride = (0, width // 2 - 8, 16) if split == "train" else (width // 2 + 8, width, 32)
         corners = itertools.product(range(0, height - CROP + 1, stride), range(start, stop - CROP + 1, stride))
         crops = [(len(files), top, left) for top, left in corners]
         if crops:
