@@ -93,11 +93,10 @@ def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: st
         advice = [slower] if too_large else [f"lower the learning rate tenfold ({rate})", "clip the gradient: --clip 1"]
         return Verdict("diverged", failure or "the run ended before it logged anything", tuple(advice))
 
-    tail = history[-max(1, len(history) // 10) :]
-    last = mean([line["ratio"] for line in tail])
-    best = min(
-        mean([line["ratio"] for line in history[i : i + len(tail)]]) for i in range(len(history) - len(tail) + 1)
-    )
+    # Over ranges of at least five lines: a small batch of blank images can have hardly any uninformed loss
+    width = min(len(history), max(5, len(history) // 10))
+    ratios = [ratio(history[i : i + width]) for i in range(len(history) - width + 1)]
+    last, best = ratios[-1], min(ratios)
     spread = [line for line in history if "rank" in line]
     waited = median([line["loader_wait"] for line in history])
     seen = f"the loss is {last:.0%} of what a model that learnt nothing gets"
@@ -137,10 +136,14 @@ def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: st
         advice.append(f"it learns far less than it could: {faster if too_small else slower}")
     if waited > WAITING:
         advice.append(waits)
-    middle = mean([line["ratio"] for line in history[len(history) // 2 :][: len(tail)]])
-    if middle - last > 0.02:
+    if ratios[len(ratios) // 2] - last > 0.02:
         advice.append("the loss was still falling: more --epochs will give better features")
     return Verdict("learning", seen, tuple(advice))
+
+
+def ratio(lines: list[dict[str, Any]]) -> float:
+    """Loss over uninformed loss, in all of these lines of the log together."""
+    return sum(line["loss"] for line in lines) / max(sum(line["uninformed"] for line in lines), 1e-12)
 
 
 def mean(values: list[float]) -> float:
