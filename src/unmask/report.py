@@ -233,7 +233,7 @@ def probes(probe: dict[str, Any], result: dict[str, Any]) -> str:
     if not leaky:
         return section("How good are the features?", words, body + scores(probe))
     why = leaky.get("why") or probe.get("why") or WHY_GROUPS
-    body += f"<h3>Why the two differ</h3><p>{text(why)}</p>"
+    body += f"<h3>The two splits</h3><p>{text(why)}</p>"
     body += f'<div class="sides"><div><h3>Groups kept apart: believe this one</h3>{scores(probe)}</div>'
     body += f"<div><h3>Split by image: groups on both sides</h3>{scores(leaky)}</div></div>"
     return section("How good are the features?", words, body)
