@@ -101,7 +101,7 @@ class Attention(nn.Module):
             D = x.shape[-1]
             q = self.split(F.linear(x[:, -queries:], self.qkv.weight[:D], self.qkv.bias[:D]))
             k, v = map(self.split, F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=-1))
-        # the CPU's flash kernel is slow backwards: 1.5 to 10 times, see benchmarks/mae_step.py
+        # the CPU's flash kernel is slow backwards
         plain = x.device.type == "cpu"
         out = self.weights(q, k) @ v if plain else F.scaled_dot_product_attention(q, k, v)
         return self.projection(out.transpose(1, 2).flatten(2))

@@ -55,8 +55,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of handing it back to the system, whose fresh pages cost a
-    CPU step a sixth of its time (benchmarks/mae_step.py). Elsewhere than on Linux it does nothing."""
+    """Let glibc keep freed memory for the next step instead of handing it back to the system: every step would fault its
+    pages in again. Elsewhere than on Linux it does nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")
