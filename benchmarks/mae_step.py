@@ -28,7 +28,7 @@ from unmask import models
 from unmask.data.augment import sample_seeds
 from unmask.methods.mae import MAE, Settings
 from unmask.training import engine
-from unmask.training.optim import Recipe, adamw
+from unmask.training.optim import Recipe, optimisers_for
 
 
 class Ours(nn.Module):
@@ -95,7 +95,7 @@ def contestant(model: nn.Module, device: torch.device, bf16: bool, fused: bool):
     """A function that makes one step."""
     model.to(device).train()
     if fused:
-        optimiser = adamw(model, Recipe(100, 1e-4))
+        (optimiser,) = optimisers_for(model, Recipe(100, 1e-4))
     else:
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     context = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()

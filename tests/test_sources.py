@@ -269,7 +269,7 @@ def test_photos_train_and_test_share_no_pixel():
     for source in (train, test):
         for i in range(0, len(source), len(source) // 20):
             image = source.image(i)
-            assert image.shape == (3, 96, 96) and image.dtype == torch.uint8
+            assert image.shape == (3, 64, 64) and image.dtype == torch.uint8
         assert (sources.decode(source.encoded(1)) == source.image(1)).all()
     before = train.image(0)
     train.image(0).zero_()  # what is kept must not be what is handed out

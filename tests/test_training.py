@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from unmask.errors import BadInput
 from unmask.methods.method import Method
 from unmask.training import engine, health
 from unmask.training.engine import fit
-from unmask.training.optim import Recipe, adamw, rate
+from unmask.training.optim import Recipe, optimisers_for, rate
 from unmask.training.run import Run, write
 
 
@@ -25,7 +26,7 @@ class Line(Method):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.encoder = nn.Linear(4, 4)
+        self.encoder = nn.Sequential(OrderedDict(blocks=nn.Linear(4, 4)))
         self.head = nn.Linear(4, 1)
         self.called = []
 
@@ -66,9 +67,9 @@ def timeless(lines):
     ]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_resumed_run_is_the_same_run(tmp_path, accumulate, monkeypatch):
-    recipe = Recipe(40, 0.05, warmup=4, accumulate=accumulate)
+@pytest.mark.parametrize(("accumulate", "optimiser"), [(1, "adamw"), (2, "adamw"), (1, "muon")])
+def test_a_resumed_run_is_the_same_run(tmp_path, accumulate, optimiser, monkeypatch):
+    recipe = Recipe(40, 0.05, warmup=4, accumulate=accumulate, optimiser=optimiser)
     whole = Line()
     expected = fit(whole, batches, recipe, run_in(tmp_path / "whole"))
 
@@ -173,9 +174,26 @@ def test_rates_rise_then_fall_and_only_matrices_decay():
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     module.register_parameter("positions", nn.Parameter(torch.zeros(4, 3)))
-    decay, rest = adamw(module, recipe).param_groups
+    (adamw,) = optimisers_for(module, recipe)
+    decay, rest = adamw.param_groups
     assert [p.shape for p in decay["params"]] == [(3, 3)] and decay["weight_decay"] == 0.05
     assert len(rest["params"]) == 4 and rest["weight_decay"] == 0.0
+
+
+def test_muon_takes_the_matrices_of_blocks_and_makes_their_steps_orthogonal():
+    module = nn.Module()
+    module.blocks = nn.Sequential(nn.Linear(64, 32), nn.LayerNorm(32))
+    module.prediction = nn.Linear(32, 8)
+    adamw, muon = optimisers_for(module, Recipe(10, 0.01, weight_decay=0.0, optimiser="muon"))
+    assert [p.shape for p in muon.param_groups[0]["params"]] == [(32, 64)]
+    assert sum(len(group["params"]) for group in adamw.param_groups) == 5
+    weight = module.blocks[0].weight
+    before, weight.grad = weight.detach().clone(), torch.randn(32, 64) @ torch.diag(torch.logspace(0, -1, 64))
+    muon.step()
+    step = (before - weight).detach()
+    singular = torch.linalg.svdvals(step)
+    assert singular.max() / singular.min() < 2.5 < torch.linalg.cond(weight.grad)
+    assert step.square().mean().sqrt() == pytest.approx(0.01 * 0.2, rel=0.3)  # the size of AdamW's steps
 
 
 def test_a_run_folder_is_not_overwritten(tmp_path):

@@ -13,7 +13,9 @@ from unmask.errors import BadInput
 from unmask.layers import Attention, Block, DropPath, patchify, resample_positions, sincos_positions, take, unpatchify
 from unmask.models.vit import ViT
 
-KINDS = list(itertools.product(("learned", "sincos"), ((True, "class"), (True, "mean"), (False, "mean"))))
+KINDS = list(
+    itertools.product(("learned", "sincos"), ((True, "class"), (True, "mean"), (True, "class+mean"), (False, "mean")))
+)
 
 
 def small(image_size=(32, 48), **options) -> ViT:
@@ -88,8 +90,12 @@ def test_pooling_is_of_normalised_tokens():
         close(features.tokens, vit.norm(features.blocks[-1]))
         assert vit(images).shape == (2, 32)
         assert features.tokens.shape == (2, 25, 32)
-    with pytest.raises(ValueError, match="class_token"):
-        small(class_token=False)
+    both = small(pool="class+mean")
+    tokens = both.forward_features(images).tokens
+    close(both(images), torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))
+    for pool in ("class", "class+mean"):
+        with pytest.raises(ValueError, match="class_token"):
+            small(class_token=False, pool=pool)
 
 
 def test_any_shape_and_channel_count():

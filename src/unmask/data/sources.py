@@ -30,7 +30,7 @@ from unmask.errors import BadInput
 KINDS = "a folder, a .csv or .parquet table (or a glob of them), hf:NAME[:SPLIT], wds:PATTERN.tar, digits or photos"
 TABLES = (".csv", ".parquet")
 
-CROP = 96  # pixels, height and width of a crop of `photos`
+CROP = 64  # pixels, height and width of a crop of `photos`
 # Drawings, masks and plots among scikit-image's pictures, and the right eye's view of the scene in motorcycle_left
 NOT_PHOTOGRAPHS = {"chessboard_GRAY", "chessboard_RGB", "clock_motion", "color", "horse", "logo", "motorcycle_right"}
 NOT_PHOTOGRAPHS |= {"no_time_for_that_tiny", "phantom"}
@@ -131,7 +131,7 @@ def open_source(spec: str | Path, *, image: str = "image", label: str = "label",
             - `wds:PATTERN`, WebDataset tar shards on a local disk, with {000..009} or * in the pattern; `cls` is the
               label (column `cls` if another is named), the fields of `json` are columns, and `txt` is one, too.
             - `digits[:train|:test]`: scikit-learn's 1,797 digits of 8×8, grey, four fifths of each class in train.
-            - `photos[:train|:test]`: 96×96 RGB crops of the photographs that scikit-image and scikit-learn carry, shrunk
+            - `photos[:train|:test]`: 64×64 RGB crops of the photographs that scikit-image and scikit-learn carry, shrunk
               to 512 pixels at most, the photograph as label; train from the left half of each (every 16 pixels), test
               from the right (every 32).
         image: the column with a path (relative to the table), the bytes, or a struct of both as in Hugging Face data;

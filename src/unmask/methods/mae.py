@@ -68,8 +68,9 @@ class MAE(Method):
     decoder_positions: Tensor
     SUMMARY = "masked autoencoder (He et al. 2021): hide most patches, encode the rest, paint what was hidden"
     Settings = Settings
-    ENCODER: ClassVar = {"positions": "sincos", "pool": "mean"}
-    """How the encoder is built: fixed positions (section A.1); features are the mean of the patch tokens."""
+    ENCODER: ClassVar = {"positions": "sincos", "pool": "class+mean"}
+    """How the encoder is built: fixed positions (section A.1); features are the class token, which the paper probes, beside
+    the mean of the patch tokens, which it fine-tunes (as DINO's linear evaluation of ViT-B has them side by side)."""
     BETAS = (0.9, 0.95)
     """AdamW's, table 8."""
 

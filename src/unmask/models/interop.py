@@ -13,8 +13,9 @@ The layouts:
 
 Pooling is not in any state dict. `pool="class"` is timm's global_pool="token" and Hugging Face's
 last_hidden_state[:, 0]. `pool="mean"`, the mean of the normalised patch tokens, is timm's global_pool="avg" with
-fc_norm=False and Hugging Face's last_hidden_state[:, 1:].mean(1). timm's default for "avg" (and MAE's fine-tuning code)
-averages first and normalises after, `fc_norm`: another function, so a checkpoint with `fc_norm` is refused.
+fc_norm=False and Hugging Face's last_hidden_state[:, 1:].mean(1); `pool="class+mean"` is the two side by side. timm's
+default for "avg" (and MAE's fine-tuning code) averages first and normalises after, `fc_norm`: another function, so a
+checkpoint with `fc_norm` is refused.
 """
 
 import argparse

@@ -45,10 +45,11 @@ class Features:
 
 
 class ViT(nn.Module):
-    """Images (B, C, H, W) to one vector each (B, D).
+    """Images (B, C, H, W) to one vector each, (B, D), or (B, 2 D) where pool is "class+mean".
 
     positions: "learned" (ViT) or "sincos" (fixed, MAE). pool: "class" takes the class token, "mean" the mean of the
-    patch tokens, both after the final norm. drop_path: rate of the last block, rising linearly from 0 at the first.
+    patch tokens, both after the final norm, and "class+mean" one after the other. drop_path: rate of the last block,
+    rising linearly from 0 at the first.
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class ViT(nn.Module):
         mlp_ratio: float = 4.0,
         positions: Literal["learned", "sincos"] = "learned",
         class_token: bool = True,
-        pool: Literal["class", "mean"] = "class",
+        pool: Literal["class", "mean", "class+mean"] = "class",
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
     ):
         super().__init__()
-        if pool == "class" and not class_token:
-            raise ValueError("pool='class' needs class_token=True")
+        if pool != "mean" and not class_token:
+            raise ValueError(f"pool='{pool}' needs class_token=True")
         image_size = (image_size[0], image_size[1])  # JSON and YAML give lists
         self.config: dict[str, Any] = {
             "image_size": list(image_size),
@@ -134,8 +135,11 @@ class ViT(nn.Module):
         return self.norm(to_compute_dtype(tokens))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """One vector (B, D) from normalised tokens (B, T, D)."""
-        return tokens[:, 0] if self.config["pool"] == "class" else tokens[:, self.prefix :].mean(dim=1)
+        """One vector (B, D or 2 D) from normalised tokens (B, T, D)."""
+        if self.config["pool"] == "class":
+            return tokens[:, 0]
+        mean = tokens[:, self.prefix :].mean(dim=1)
+        return mean if self.config["pool"] == "mean" else torch.cat([tokens[:, 0], mean], dim=1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         return self.pooled(self.encode(self.embed(images, keep)))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unmask.errors import BadInput
 from unmask.training import health
-from unmask.training.optim import Recipe, adamw, rate
+from unmask.training.optim import Recipe, optimisers_for, rate
 from unmask.training.run import Run
 
 console = Console(highlight=False, soft_wrap=True)
@@ -108,12 +108,13 @@ def fit(
     if device.type == "cpu":
         keep_memory()
     method.to(device).train()
-    optimiser = adamw(method, recipe)
+    optimisers = optimisers_for(method, recipe)
     step, history = 0, []
     if run is not None and (state := run.restore()) is not None:
         step = state["step"]
         method.load_state_dict(state["method"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         torch.set_rng_state(state["rng"])
         history = run.rewind(step)
     log_every = min(50, max(1, recipe.steps // 200))
@@ -130,7 +131,7 @@ def fit(
         while step < recipe.steps:
             clock = Clock(step, recipe.steps, step / recipe.steps_per_epoch)
             lr = rate(recipe, step)
-            for group in optimiser.param_groups:
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = lr
             for _ in range(recipe.accumulate):
                 with meter.waiting():
@@ -145,7 +146,8 @@ def fit(
                 nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
             logs = (step + 1) % log_every == 0 or step + 1 == recipe.steps
             before = health.snapshot(method) if logs else []
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             method.after_step(clock)
             step += 1
             if logs:
@@ -161,10 +163,11 @@ def fit(
                 if run is not None:
                     run.log(line)
                     if due(10):
-                        state = {"method": method.state_dict(), "optimiser": optimiser.state_dict()}
-                        run.save(step, {**state, "step": step, "rng": torch.get_rng_state()})
+                        kept = [optimiser.state_dict() for optimiser in optimisers]
+                        state = {"method": method.state_dict(), "optimisers": kept, "step": step}
+                        run.save(step, {**state, "rng": torch.get_rng_state()})
                 meter.reset()
-            optimiser.zero_grad(set_to_none=True)
+            method.zero_grad(set_to_none=True)
     return history
 
 

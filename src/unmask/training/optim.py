@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ class Recipe:
     """Decoupled weight decay, on matrices only: not on biases, norms, tokens and positions."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging of gradients and of their squares."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
     clip: float | None = None
     """Largest norm of the gradient; None leaves it alone."""
     accumulate: int = 1
@@ -39,10 +42,27 @@ def rate(recipe: Recipe, step: int) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def adamw(module: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused: one pass over memory for all parameters."""
+def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov & Hutter 2019) for everything; with optimiser="muon", Muon (Jordan et al. 2024) for the matrices
+    of the transformer blocks, whose steps it makes orthogonal, and AdamW for the rest.
+
+    Both take the same rate and decay: Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is
+    Scalable for LLM Training", section 2.2). AdamW is fused: one pass over memory for all parameters.
+    """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if p.ndim >= 2 and name.endswith("weight")]
-    others = [p for name, p in named if not (p.ndim >= 2 and name.endswith("weight"))]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas, fused=True)
+    matrices = [(name, p) for name, p in named if p.ndim >= 2 and name.endswith("weight")]
+    inner = [p for name, p in matrices if recipe.optimiser == "muon" and "blocks." in name and p.ndim == 2]
+    taken = {id(p) for p in inner}
+    outer = [p for _, p in matrices if id(p) not in taken]
+    taken |= {id(p) for p in outer}
+    groups = [
+        {"params": outer, "weight_decay": recipe.weight_decay},
+        {"params": [p for _, p in named if id(p) not in taken], "weight_decay": 0.0},
+    ]
+    built: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas, fused=True)
+    ]
+    if inner:
+        decay = recipe.weight_decay
+        built.append(torch.optim.Muon(inner, lr=recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return built

@@ -15,7 +15,7 @@ class Quickstart:
 
     out: Path = Path("runs/quickstart")
     """Folder of the run, to be created."""
-    steps: int = 1400
+    steps: int = 1000
     """Steps of the optimiser: about three minutes on two cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
@@ -37,7 +37,8 @@ def quickstart(settings: Quickstart) -> dict[str, Any]:
             image_size="64",
             steps=settings.steps,
             batch_size=64,
-            base_lr=2.4e-3,
+            optimiser="muon",
+            base_lr=4e-3,
             device=settings.device,
         ),
         Settings(),
