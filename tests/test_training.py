@@ -281,3 +281,13 @@ def test_the_verdict_names_what_is_wrong(history, lr, word, says):
     assert says in " ".join(verdict.advice)
     if verdict.word == "learning" and not says:
         assert not verdict.advice
+
+
+def test_a_falling_loss_with_features_worse_than_untrained_is_not_learning():
+    below, level = {"accuracy": 0.2, "low": 0.19, "high": 0.21}, {"accuracy": 0.25, "low": 0.2, "high": 0.3}
+    for trained, word in ((below, "no better than uninformed"), (level, "learning")):
+        probe = {"linear": {"trained": trained, "untrained": {"accuracy": 0.4, "low": 0.25, "high": 0.41}}}
+        verdict = health.judge(log(FALLING), 1e-1, 1e-3, probe=probe)
+        assert verdict.word == word
+        assert ("0.200 against 0.400" in verdict.sentence) == (trained is below)
+        assert "lower the learning rate" in " ".join(verdict.advice)

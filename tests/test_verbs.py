@@ -118,7 +118,7 @@ def test_probe_embed_reconstruct_report_and_export(digits, tmp_path, capsys):
     for name in ("v.parquet", "v.csv", "v.npz"):
         assert run("embed", digits, "--data", "digits:test", "--out", tmp_path / name, "--precision", "float32") == 0
     vectors = np.stack(pd.read_parquet(tmp_path / "v.parquet")["embedding"].to_list())
-    assert vectors.shape == (360, 192)
+    assert vectors.shape == (360, 384)
     assert np.allclose(pd.read_csv(tmp_path / "v.csv").filter(regex=r"^e\d+$"), vectors, atol=1e-5)
     arrays = np.load(tmp_path / "v.npz", allow_pickle=False)
     assert np.array_equal(arrays["embedding"], vectors) and len(arrays["label"]) == 360
@@ -138,7 +138,7 @@ def test_the_python_face_is_the_command_line(crops, tmp_path):
     result = unmask.pretrain("mae", data=crops, out=tmp_path / "run", mask_ratio=0.5, **small)
     assert result["steps"] == 3
     encoder, preprocess = unmask.load(tmp_path / "run")
-    assert encoder(preprocess.normalise(torch.zeros(2, 3, 32, 48, dtype=torch.uint8))).shape == (2, 192)
+    assert encoder(preprocess.normalise(torch.zeros(2, 3, 32, 48, dtype=torch.uint8))).shape == (2, 384)
     assert unmask.inspect(crops)["count"] == 40
     with pytest.raises(unmask.BadInput, match="batchsize"):
         unmask.pretrain("mae", data=crops, out=tmp_path / "other", batchsize=3)

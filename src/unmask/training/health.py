@@ -68,7 +68,7 @@ class Verdict:
 
 
 # Where words change: set by hand. benchmarks/verdicts.py tries BETTER and the distance from the recipe's rate on runs good
-# and broken on purpose; in its run with a rate 200 times too high a step was 0.3%, so LARGE_STEP did not speak.
+# and broken on purpose; in its run with a rate 100 times too high a step was 0.8%, so LARGE_STEP did not speak.
 BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
@@ -79,8 +79,15 @@ LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
 """Median relative size of a step (update_ratio) above which weights are shaken, or below which they stand still."""
 
 
-def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: str | None = None) -> Verdict:
-    """The verdict on a run from its log. `usual_lr` is what the recipe would have taken; `failure` what Diverged said."""
+def judge(
+    history: list[dict[str, Any]],
+    lr: float,
+    usual_lr: float,
+    failure: str | None = None,
+    probe: dict[str, Any] | None = None,
+) -> Verdict:
+    """The verdict on a run from its log. `usual_lr` is what the recipe would have taken; `failure` what Diverged said;
+    `probe` what probe.json says, if there are labels: a loss can fall while the features get worse."""
     step_size = median([line["update_ratio"] for line in history])
     rate = f"{lr:.2g}"
     if usual_lr and not 0.2 < lr / usual_lr < 5:
@@ -116,8 +123,13 @@ def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: st
         return Verdict("collapsed", sentence, (advice,))
     settled = history[len(history) // 10 :]
     stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)
-    if last > BETTER or stuck > 0.5:
-        if last <= BETTER:
+    spoilt = [f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(probe or {})]
+    if last > BETTER or stuck > 0.5 or spoilt:
+        if spoilt:
+            seen += (
+                f", but its features tell classes apart worse than those of the untrained encoder ({', '.join(spoilt)})"
+            )
+        elif last <= BETTER:
             seen += f", and for {stuck:.0%} of the run it was no better than that model's"
         advice = [slower] if too_large else [faster] if too_small else []
         if not advice:
@@ -140,6 +152,13 @@ def judge(history: list[dict[str, Any]], lr: float, usual_lr: float, failure: st
     if ratios[len(ratios) // 2] - last > 0.02:
         advice.append("the loss was still falling: more --epochs will give better features")
     return Verdict("learning", seen, tuple(advice))
+
+
+def worse(probe: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """The probes (of probe.json) in which the trained encoder is clearly below the untrained one, intervals apart."""
+    names = {"knn": "k-NN", "linear": "linear"}
+    pairs = [(name, probe[test]["trained"], probe[test]["untrained"]) for test, name in names.items() if test in probe]
+    return [(name, a["accuracy"], b["accuracy"]) for name, a, b in pairs if a["high"] < b["low"]]
 
 
 def ratio(lines: list[dict[str, Any]]) -> float:

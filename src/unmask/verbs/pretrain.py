@@ -189,21 +189,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         failure, history = str(error), run.history()
 
     # What came out
-    verdict = health.judge(history, value["lr"], value["usual_lr"], failure)
-    result = {
-        "verdict": verdict.word,
-        "sentence": verdict.sentence,
-        "advice": list(verdict.advice),
-        **summary(history),
-        "seconds": time.perf_counter() - began,
-        "images": len(source),
-        "parameters": count(trained),
-        "encoder_parameters": count(trained.encoder),
-        "precision": precision,
-        "device": str(device),
-        "unreadable": sorted(unreadable.reasons.items()),
-    }
-    run.write("result.json", result)
+    seconds, judged = time.perf_counter() - began, None
     if failure is None:
         known = {
             "name": value["encoder"],
@@ -216,6 +202,21 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         shown = source if test is not None else few(source, 5000, seed=settings.seed)  # five folds of more take longer
         judged = judge(trained.encoder, build(), shown, test, preprocess, size, seed=settings.seed, **probing)
         run.write("probe.json", judged)
+    verdict = health.judge(history, value["lr"], value["usual_lr"], failure, judged)
+    result = {
+        "verdict": verdict.word,
+        "sentence": verdict.sentence,
+        "advice": list(verdict.advice),
+        **summary(history),
+        "seconds": seconds,
+        "images": len(source),
+        "parameters": count(trained),
+        "encoder_parameters": count(trained.encoder),
+        "precision": precision,
+        "device": str(device),
+        "unreadable": sorted(unreadable.reasons.items()),
+    }
+    run.write("result.json", result)
     run.close()
     write_report(run.folder)
     conclude(run, result)
