@@ -158,6 +158,17 @@ def test_every_probe_refuses_what_it_cannot_use(train, targets, test, line):
 # Nearest neighbours
 
 
+def test_standardise_takes_its_scale_from_the_training_vectors_alone_and_leaves_constants():
+    train = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([5.0, 0.01, 0.0]) + 3
+    scaled, other = features.standardise(train, train + torch.tensor([5.0, 0.01, 1.0]))
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=0, correction=0), torch.tensor([1.0, 1.0, 0.0]))
+    deviation = train.double().std(dim=0, correction=0)
+    torch.testing.assert_close(
+        (other - scaled).mean(dim=0).double(), torch.tensor([5.0, 0.01, 1.0]) / deviation.where(deviation > 0, 1)
+    )
+
+
 def naive_knn(train, targets, test, classes, k, temperature):
     similarities = F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
     votes = np.zeros((len(test), classes))

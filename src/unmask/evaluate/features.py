@@ -112,6 +112,18 @@ class Pixels(nn.Module):
         return images.flatten(1)
 
 
+def standardise(train: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Each dimension of vectors (N, D) with the mean 0 and the deviation 1 of the training vectors, the first; float32.
+
+    What the batch norm without affine does that MAE (He et al. 2021, A.1) puts before its linear probe. A dimension
+    that is constant but for rounding tells nothing, and is not blown up.
+    """
+    wide = train.double()
+    mean, std = wide.mean(dim=0), wide.std(dim=0, correction=0)
+    std = std.where(std > 1e-7 * mean.abs(), torch.ones_like(std))
+    return tuple(((x.double() - mean) / std).float() for x in (train, *others))
+
+
 def check(train: Tensor, train_targets: Tensor, test: Tensor, classes: int) -> None:
     """Raise BadInput unless a probe can learn from train (N, D) with targets (N,) int64 and be tried on test (M, D)."""
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1] or len(test) == 0:

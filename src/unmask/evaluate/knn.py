@@ -3,6 +3,10 @@ Discrimination", section 3.4, with the k and the temperature of DINO (Caron et a
 
 Nothing is trained and nothing is tuned, so it judges a representation while it is learnt. Exact: every test vector is
 compared with every training vector.
+
+One deviation, made where it is called (`features.standardise`): all dimensions are brought to one scale first, as both
+linear probes do, while DINO takes the class token as it is. A masked autoencoder's token is led by few dimensions that
+every image shares, and its class token is longer than its mean token; without it k-NN would mostly see those.
 """
 
 import torch

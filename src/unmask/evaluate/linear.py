@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
-from unmask.evaluate.features import check
+from unmask.evaluate.features import check, standardise
 from unmask.evaluate.splits import folds, group_codes, spread
 from unmask.methods.method import Method
 from unmask.training.engine import Clock, fit
@@ -160,10 +160,7 @@ def logistic(
     codes = None if groups is None else group_codes(groups, len(targets))
     chosen = stratified(targets, limit, seed)
     targets, codes = targets[chosen], None if codes is None else codes[chosen]
-    vectors, unseen = train.double().cpu().numpy()[chosen], test.double().cpu().numpy()
-    mean, std = vectors.mean(axis=0), vectors.std(axis=0)
-    std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)  # what is constant but for rounding tells nothing
-    vectors, unseen = (((x - mean) / std).astype(np.float32) for x in (vectors, unseen))
+    vectors, unseen = (x.numpy() for x in standardise(train.cpu()[chosen], test.cpu()))
     if vectors.shape[1] > LONG:
         pca = PCA(min(COMPONENTS, len(vectors)), svd_solver="randomized", random_state=seed)
         vectors, unseen = pca.fit_transform(vectors), pca.transform(unseen)

@@ -17,7 +17,7 @@ from unmask.data.decode import Preprocess
 from unmask.data.sources import Source, open_source, require_classes
 from unmask.errors import BadInput
 from unmask.evaluate import knn, linear, metrics, splits
-from unmask.evaluate.features import extract, pixels
+from unmask.evaluate.features import extract, pixels, standardise
 from unmask.models.vit import ViT
 from unmask.training import engine, health
 from unmask.training.engine import console
@@ -194,7 +194,8 @@ def compare(
         answers: dict[str, list[Tensor]] = {test: [] for test in TESTS}
         for (fit_on, _), held_out in zip(parts, tested, strict=True):
             a, b, wanted = sets[0][fit_on], sets[-1][held_out], torch.from_numpy(targets[0][fit_on])
-            answers["knn"].append(knn.predict(a, wanted, b, classes)[0])
+            scaled, scaled_test = standardise(a, b)
+            answers["knn"].append(knn.predict(scaled, wanted, scaled_test, classes)[0])
             answers["linear"].append(linear.linear(a, wanted, b, classes, seed=seed)[0])
             if len(a) <= linear.SMALL:
                 kept_apart = None if inside is None else inside[fit_on]
@@ -220,6 +221,7 @@ def watch_probe(
     def accuracy(encoder: nn.Module) -> dict[str, float]:
         (a, i), (b, j) = (extract(encoder, source, preprocess, size, **extractor) for source in (train, test))
         wanted = torch.from_numpy(train.targets())[i]
+        a, b = standardise(a, b)
         predicted, _ = knn.predict(a, wanted, b, len(train.classes))
         return {"knn": float((predicted == torch.from_numpy(test.targets())[j]).float().mean())}
 

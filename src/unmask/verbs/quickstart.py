@@ -15,7 +15,7 @@ class Quickstart:
 
     out: Path = Path("runs/quickstart")
     """Folder of the run, to be created."""
-    steps: int = 900
+    steps: int = 800
     """Steps of the optimiser: about three minutes on two cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
