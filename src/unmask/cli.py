@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -46,6 +47,7 @@ Begin with  unmask quickstart  or, with images of your own,
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb. Exit code 2 with one line for input that cannot be used, 1 for a run that diverged, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminate)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {verb:12}{row[3]}" for verb, row in VERBS.items())))
         return
@@ -62,9 +64,20 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nunmask: stopped; go on with the same command and --resume", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that is gone
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"unmask: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f"\nunmask: {str(stop) or 'stopped'}; go on with the same command and --resume", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """SIGTERM outside of training ends the command as Ctrl-C does."""
+    stop = KeyboardInterrupt("terminated")
+    stop.number = number  # type: ignore[attr-defined]
+    raise stop
 
 
 def call(verb: str, arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Batches from a source: read, prepare and render in workers, normalise on the device."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -45,11 +46,16 @@ class Loader:
     preprocess: Preprocess
     views: tuple[View, ...]
     batch_size: int
+    """Samples of a batch, those of all processes together."""
     seed: int = 0
     workers: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     unreadable: Callable[[str, str], None] = lambda path, reason: None
     """Told the path and the reason of each image that could not be read; may raise to end it all."""
+    part: int = 0
+    """Which part of each shuffled batch is wanted, for one process among several, …"""
+    parts: int = 1
+    """… and of how many parts of the same size."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,8 +78,10 @@ class Loader:
         while True:
             epoch, start = divmod(first, self.steps_per_epoch)
             order = np.random.default_rng((self.seed, epoch)).permutation(n)
+            size = self.batch_size // self.parts
             for step in range(start, self.steps_per_epoch):
-                yield Key(epoch, order[step * self.batch_size : (step + 1) * self.batch_size])
+                begin = step * self.batch_size + self.part * size
+                yield Key(epoch, order[begin : begin + size])
             first = (epoch + 1) * self.steps_per_epoch
 
     def _batches(self, keys, replace: bool) -> Iterator[Batch]:
@@ -85,6 +93,8 @@ class Loader:
             collate_fn=_as_is,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
+            generator=torch.Generator(),  # or it would draw a seed for workers from the caller's random numbers
+            worker_init_fn=_leave_group,
         )
         for views, index, seed, failures in loader:
             for path, reason in failures:
@@ -150,3 +160,9 @@ class Renderer:
 
 def _as_is(batch):
     return batch
+
+
+def _leave_group(worker: int) -> None:
+    """Ctrl-C in a terminal, and a scheduler's SIGTERM, go to a whole group of processes. The workers go on until the
+    process that reads from them has ended its step; they see for themselves when it is gone."""
+    os.setpgrp()

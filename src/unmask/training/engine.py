@@ -5,24 +5,31 @@ from any step on, a recipe, and, where the run is to be kept, a run.
 """
 
 import contextlib
+import copy
 import ctypes
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from unmask.errors import BadInput
-from unmask.training import health
+from unmask.training import distributed, health
 from unmask.training.optim import Recipe, optimisers_for, rate
 from unmask.training.run import Run
 
 console = Console(highlight=False, soft_wrap=True)
+
+SAVE_EVERY = 600
+"""Seconds between checkpoints, where a tenth of the run takes longer."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,35 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C was heeded: the run can go on from its last checkpoint. The message says so."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+        """Of the signal."""
+
+
+@contextlib.contextmanager
+def signals(catch: bool):
+    """Note SIGTERM and the first Ctrl-C in the list that is yielded; a second one acts at once."""
+    caught: list[int] = []
+    if not catch or threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def fit(
     method: Any,
     batches: Callable[[int], Iterator[Any]],
@@ -91,6 +127,7 @@ def fit(
     device: torch.device = torch.device("cpu"),  # noqa: B008
     precision: str = "float32",
     compiled: bool = False,
+    shard: bool = False,
     watch: Tensor | None = None,
     probe: Callable[[nn.Module], dict[str, float]] | None = None,
     title: str | None = None,
@@ -98,77 +135,133 @@ def fit(
     """Train `method` and return the log, a dict for each line: at most 200 lines and never fewer than one in 50 steps.
 
     method: an nn.Module whose forward(batch, clock) gives {"loss", "uninformed", …}; see unmask.methods.method.
-    batches: batches(n) yields batches from number n on, endlessly; the same n always the same batches.
+    batches: batches(n) yields this process's batches from number n on, endlessly; the same n always the same batches.
     run: where log and checkpoints go; a run with a checkpoint is gone on with. None keeps nothing.
+    shard: cut parameters and optimiser state into parts, one a process, instead of keeping them whole in each.
     watch: images (B, C, H, W) whose features are watched for collapse. probe: judges the encoder five times a run.
     title: what the progress bar says; None for no bar.
 
-    Raises health.Diverged when a loss or a weight is NaN or infinite, before that reaches a checkpoint.
+    Killed at any moment and called again, it ends with the same weights and the same log, to the last bit where the
+    arithmetic of the device is repeatable (the CPU's is): nothing random outlives a step.
+
+    Raises health.Diverged when a loss or a weight is NaN or infinite, before that reaches a checkpoint, and Stopped once
+    a checkpoint is written after SIGTERM or Ctrl-C.
     """
     if device.type == "cpu":
         keep_memory()
+    spare = copy.deepcopy(method) if shard and distributed.world() > 1 else None
     method.to(device).train()
+    parallel = distributed.spread(method, shard)
     optimisers = optimisers_for(method, recipe)
-    step, history = 0, []
-    if run is not None and (state := run.restore()) is not None:
-        step = state["step"]
-        method.load_state_dict(state["method"])
-        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
-        torch.set_rng_state(state["rng"])
-        history = run.rewind(step)
-    log_every = min(50, max(1, recipe.steps // 200))
     parameters = [p for p in method.parameters() if p.requires_grad]
-    forward = torch.compile(method) if compiled else method
-    stream = batches(step * recipe.accumulate)
-    meter = Meter()
+    forward = torch.compile(parallel) if compiled else parallel
+    meter, step, history = Meter(), 0, []
+    state = run.restore() if run is not None else None
+    for path in run.torn if run is not None else ():
+        console.print(f"[yellow]torn[/] {path.name}: passed over for the one before")
+    if state is not None:
+        step = state["step"]
+        distributed.load(method, optimisers, state)
+        meter.totals, meter.batches = ({k: v.to(device) for k, v in state["meter"].items()}, state["batches"])
+    if run is not None:
+        history = run.rewind(step)  # a run killed before its first checkpoint has a log, too
+    log_every = min(50, max(1, recipe.steps // 200))
+    saved = (step, time.monotonic())
 
     def due(times: int) -> bool:
         """Whether this line of the log is one of so many, evenly spread, the last one among them."""
         return step * times // recipe.steps > (step - log_every) * times // recipe.steps or step == recipe.steps
 
-    with bar(title, recipe.steps, step) as show:
-        while step < recipe.steps:
-            clock = Clock(step, recipe.steps, step / recipe.steps_per_epoch)
-            lr = rate(recipe, step)
-            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-                group["lr"] = lr
-            for _ in range(recipe.accumulate):
-                with meter.waiting():
-                    batch = next(stream)
-                with autocast(device, precision):
-                    values = forward(batch, clock)
-                (values["loss"] / recipe.accumulate).backward()
-                meter.add(values, len(batch.index))
-            method.after_backward(clock)
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if recipe.clip is not None:
-                nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
-            logs = (step + 1) % log_every == 0 or step + 1 == recipe.steps
-            before = health.snapshot(method) if logs else []
-            for optimiser in optimisers:
-                optimiser.step()
-            method.after_step(clock)
-            step += 1
-            if logs:
-                health.check(method, batch, values, step)  # type: ignore[possibly-unbound]
-                line = {"step": step, "epoch": step / recipe.steps_per_epoch, **meter.read()}
-                line |= {"lr": lr, "grad_norm": norm.item(), "update_ratio": health.update_ratio(method, before)}
-                if watch is not None and due(10):
-                    line |= health.features(encode(method.encoder, watch, device))
-                if probe is not None and due(5):
-                    line |= probe(method.encoder)
-                history.append(line)
-                show(line)
-                if run is not None:
-                    run.log(line)
-                    if due(10):
-                        kept = [optimiser.state_dict() for optimiser in optimisers]
-                        state = {"method": method.state_dict(), "optimisers": kept, "step": step}
-                        run.save(step, {**state, "rng": torch.get_rng_state()})
-                meter.reset()
-            method.zero_grad(set_to_none=True)
+    def save() -> None:
+        nonlocal saved
+        assert run is not None
+        state = distributed.state_of(method, optimisers)
+        run.save(step, {**state, "step": step, "meter": meter.totals, "batches": meter.batches})
+        saved = (step, time.monotonic())
+
+    def late() -> bool:
+        return time.monotonic() - saved[1] > SAVE_EVERY
+
+    def encoder() -> nn.Module:
+        """The encoder to be judged by rank 0, whole. To be called in all processes."""
+        if spare is None:
+            return method.encoder
+        if weights := distributed.whole_weights(method):
+            spare.load_state_dict(weights)
+        return copy.deepcopy(spare.encoder).to(device)
+
+    def judged() -> dict[str, float]:
+        """What watch and probe say, where they are due."""
+        look, ask = (watch if due(10) else None), (probe if due(5) else None)
+        found: dict[str, float] = {}
+        if look is None and ask is None:
+            return found
+        module = encoder()
+        if distributed.rank() == 0:  # the others wait at the next step
+            if look is not None:
+                found |= health.features(encode(module, look, device))
+            if ask is not None:
+                found |= ask(module)
+        return found
+
+    stop, random = False, torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with signals(run is not None) as caught, random, bar(title, recipe.steps, step) as show:
+        stream = batches(step * recipe.accumulate)
+        try:
+            while step < recipe.steps and not stop:
+                torch.manual_seed(seed_of(recipe.seed, step, distributed.rank()))
+                clock = Clock(step, recipe.steps, step / recipe.steps_per_epoch)
+                lr = rate(recipe, step)
+                for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+                    group["lr"] = lr
+                for part in range(recipe.accumulate):
+                    with meter.waiting():
+                        batch = next(stream)
+                    with distributed.alone(parallel, part < recipe.accumulate - 1):
+                        with autocast(device, precision):
+                            values = forward(batch, clock)
+                        (values["loss"] / recipe.accumulate).backward()
+                    meter.add(values, len(batch.index))
+                method.after_backward(clock)
+                norm = distributed.whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+                if recipe.clip is not None:
+                    nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
+                logs = (step + 1) % log_every == 0 or step + 1 == recipe.steps
+                before = health.snapshot(method) if logs else []
+                for optimiser in optimisers:
+                    optimiser.step()
+                method.after_step(clock)
+                step += 1
+                stop = distributed.agreed(bool(caught))
+                if logs or stop:
+                    health.check(method, batch, values, step)  # type: ignore[possibly-unbound]
+                if logs:
+                    line = {"step": step, "epoch": step / recipe.steps_per_epoch, **meter.read()}
+                    line |= {"lr": lr, "grad_norm": norm.item(), "update_ratio": health.update_ratio(method, before)}
+                    line |= judged()
+                    history.append(line)
+                    show(line)
+                    meter.reset()
+                    if run is not None:
+                        run.log(line)
+                if run is not None and (stop or (logs and (due(10) or distributed.agreed(late())))):
+                    save()
+                method.zero_grad(set_to_none=True)
+        except RuntimeError:  # the signal reached the workers of the loader, or another process, first
+            if not caught:
+                raise
+            stop = True
+    if stop:
+        number = caught[0] if caught else signal.SIGTERM
+        raise Stopped(
+            f"stopped at step {step:,} of {recipe.steps:,}; the checkpoint of step {saved[0]:,} is kept", number
+        )
     return history
+
+
+def seed_of(*numbers: int) -> int:
+    """32 bits that depend on every one of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @torch.no_grad()
@@ -207,11 +300,11 @@ class Meter:
             self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     def read(self) -> dict[str, float]:
-        means = {name: (total / self.batches).item() for name, total in self.totals.items()}
+        means = {name: (distributed.mean(total) / self.batches).item() for name, total in self.totals.items()}
         seconds = time.perf_counter() - self.began
         means["ratio"] = means["loss"] / max(means["uninformed"], 1e-12)
         return means | {
-            "images_per_second": self.images / seconds,
+            "images_per_second": self.images * distributed.world() / seconds,
             "loader_wait": self.waited / seconds,
             "seconds": seconds,
         }

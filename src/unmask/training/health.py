@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unmask.training import distributed
+
 
 class Diverged(Exception):
     """A loss, a gradient or a weight is NaN or infinite. The message says which, and at which step."""
@@ -38,14 +40,13 @@ def update_ratio(module: nn.Module, before: list[Tensor]) -> float:
     """Norm of the last step over the norm of the weights, over all matrices: about 1e-3 is healthy."""
     after = [p.detach() for p in module.parameters() if p.requires_grad and p.ndim >= 2]
     change = nn.utils.get_total_norm([now - then for now, then in zip(after, before, strict=True)])
-    return float(change / nn.utils.get_total_norm(before).clamp(min=1e-12))
+    return float(distributed.whole(change) / distributed.whole(nn.utils.get_total_norm(before)).clamp(min=1e-12))
 
 
 def check(module: nn.Module, batch: Any, values: dict[str, Tensor], step: int) -> None:
     """Raise Diverged, naming the first place where a number is NaN or infinite: input, loss, gradient, then weight."""
-    if math.isfinite(values["loss"].item()) and math.isfinite(
-        nn.utils.get_total_norm(list(module.parameters())).item()
-    ):
+    norm = distributed.whole(nn.utils.get_total_norm(list(module.parameters())))
+    if math.isfinite(distributed.mean(values["loss"]).item()) and math.isfinite(norm.item()):
         return
     places = [(f"view {i} of the input", view) for i, view in enumerate(getattr(batch, "views", ()))]
     places += [(f"the {name}", value) for name, value in values.items()]

@@ -32,6 +32,8 @@ class Recipe:
     """Largest norm of the gradient; None leaves it alone."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
+    seed: int = 0
+    """Of what a forward pass draws (stochastic depth): each step begins from (seed, step, rank)."""
 
 
 def rate(recipe: Recipe, step: int) -> float:

@@ -5,6 +5,9 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from unmask.errors import BadInput
+from unmask.training import distributed
 
 
 def write(path: Path, text: str) -> None:
@@ -37,8 +41,13 @@ def revive(kind: type, values: dict[str, Any]) -> Any:
     return kind(**values)
 
 
+TIMES = ("images_per_second", "loader_wait", "seconds")
+"""What of a line of the log goes to timing.jsonl: metrics.jsonl has only what is the same whenever it is run again."""
+
+
 class Run:
-    """The folder of one run. `Run.create` begins one, `Run(folder)` opens one that exists."""
+    """The folder of one run. `Run.create` begins one, `Run(folder)` opens one that exists. Of several processes only
+    rank 0 writes; all must see the folder."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -47,22 +56,29 @@ class Run:
                 f"{folder} is not a run (it has no settings.yaml): give the --out folder of `unmask pretrain`"
             )
         self._board: SummaryWriter | None = None
+        self.torn: list[Path] = []
+        """Checkpoints that the last `restore` passed over."""
 
     @classmethod
     def create(cls, folder: str | Path, settings: dict[str, Any], resume: bool = False) -> "Run":
         """Begin a run, or with `resume` go on with the one that is there. BadInput if the folder cannot be used."""
         folder = Path(folder)
+        if distributed.rank() > 0:
+            distributed.wait()
+            return cls(folder)
         begun = (folder / "settings.yaml").is_file()
         if begun and not resume:
             raise BadInput(f"{folder} already holds a run: choose another --out, or go on with it by --resume")
-        if not begun and folder.is_dir() and any(folder.iterdir()):
+        if not begun and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise BadInput(f"{folder} is not empty and holds no run: choose another --out")
         try:
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             if not begun:
                 write(folder / "settings.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            (folder / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise BadInput(f"{folder} cannot be written ({error.strerror}): choose another --out") from None
+        distributed.wait()
         return cls(folder)
 
     @property
@@ -77,11 +93,30 @@ class Run:
     def write(self, name: str, content: dict[str, Any]) -> None:
         write(self.folder / name, json.dumps(content, indent=2) + "\n")
 
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """BadInput, in one line, if it cannot be written: a full disk, a folder that is gone or read-only."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save turns the one into the other
+            why = (
+                getattr(error, "strerror", None) or getattr(error.__context__, "strerror", None) or "the disk is full?"
+            )
+            there = self.checkpoints()
+            kept = f"{there[-1].name} is whole" if there else "there is no checkpoint yet"
+            raise BadInput(
+                f"{self.folder}: {what} cannot be written ({why}); {kept}: make room, then go on by --resume"
+            ) from None
+
     # The log
 
     def history(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
+        """Every line of metrics.jsonl, with what timing.jsonl adds to it."""
+        timing = {line["step"]: line for line in self._lines("timing.jsonl")}
+        return [line | timing.get(line["step"], dict.fromkeys(TIMES, 0.0)) for line in self._lines("metrics.jsonl")]
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -89,19 +124,31 @@ class Run:
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Forget what was logged after `step`, and return the rest: where a resumed run goes on."""
         kept = [line for line in self.history() if line["step"] <= step]
-        write(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        if distributed.rank() == 0:
+            with self.writing("the log"):
+                for name in ("metrics.jsonl", "timing.jsonl"):
+                    lines = [line for line in self._lines(name) if line["step"] <= step]
+                    write(self.folder / name, "".join(json.dumps(line) + "\n" for line in lines))
+                self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         return kept
 
     def log(self, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same for TensorBoard."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-        if self._board is None:
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
-        for name, value in values.items():
-            if isinstance(value, int | float) and name != "step":
-                self._board.add_scalar(name, value, values["step"])
+        """One line of metrics.jsonl and one of timing.jsonl, and the same for TensorBoard."""
+        if distributed.rank() > 0:
+            return
+        times = {name: values[name] for name in ("step", *TIMES) if name in values}
+        with self.writing("the log"):
+            for name, line in (
+                ("timing.jsonl", times),
+                ("metrics.jsonl", {k: v for k, v in values.items() if k not in TIMES}),
+            ):
+                with (self.folder / name).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            if self._board is None:
+                self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            for name, value in values.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, values["step"])
 
     # Checkpoints
 
@@ -110,23 +157,39 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
 
     def save(self, step: int, state: dict[str, Any], keep: int = 2) -> None:
-        """A checkpoint, written beside and renamed; the newest `keep` stay."""
+        """A checkpoint, written beside, brought to the disk and renamed; the newest `keep` stay."""
+        if distributed.rank() > 0:
+            return
         path = self.folder / "checkpoints" / f"step-{step:09d}.pt"
         beside = path.with_suffix(".part")
-        torch.save(state, beside)
-        beside.replace(path)
-        for old in self.checkpoints()[:-keep]:
-            old.unlink()
+        with self.writing(f"the checkpoint of step {step:,}"):
+            try:
+                with beside.open("wb") as file:
+                    torch.save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                beside.replace(path)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+            for old in self.checkpoints()[:-keep]:
+                old.unlink()
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint; None if there is none. BadInput for one that holds code, which is not run."""
+        """The newest whole checkpoint, None if there is none; `torn` names those passed over on the way. BadInput for
+        one that holds code, which is not run."""
+        self.torn = []
         for path in reversed(self.checkpoints()):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                with zipfile.ZipFile(path) as file:
+                    damaged = file.testzip() is not None
+                if not damaged:
+                    return torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
                 raise BadInput(f"{path} holds more than numbers, perhaps code: it is not opened; delete it") from None
-            except (RuntimeError, EOFError, OSError):
-                continue  # torn: the one before is whole
+            except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, NotImplementedError):
+                pass
+            self.torn.append(path)
         return None
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from unmask.methods import METHODS
 from unmask.methods.method import Method
 from unmask.models import interop
 from unmask.models.vit import ViT
-from unmask.training import engine, health
+from unmask.training import distributed, engine, health
 from unmask.training.engine import console
 from unmask.training.optim import Recipe
 from unmask.training.run import Run, plain, revive
@@ -93,7 +93,7 @@ class Pretrain:
     strict: bool = False
     """Fail at the first unreadable image instead of skipping, counting and naming it."""
     resume: bool = False
-    """Go on with the run in --out, with its own settings."""
+    """Go on with the run in --out, with its own settings; begin it if there is none yet. On any number of processes."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -104,6 +104,8 @@ class Pretrain:
     """Processes that read and crop images."""
     compile: bool = False
     """Let torch.compile the step: slow to start, faster on a GPU."""
+    shard: bool = False
+    """Under torchrun: cut weights and optimiser state into a part for each process (FSDP2), where they do not fit whole."""
 
 
 def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
@@ -114,10 +116,11 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     check(settings)
     assert settings.out is not None
     out, stored = settings.out, None
-    if settings.resume:
+    if settings.resume and ((out / "settings.yaml").is_file() or settings.data is None):
         stored = Run(out).settings
         settings, own = resumed(stored, method, settings)
-    device = engine.choose_device(settings.device)
+    device = distributed.start(engine.choose_device(settings.device))
+    console.quiet = distributed.rank() > 0
     precision, why_precision = engine.choose_precision(settings.precision, device)
     kind = METHODS[method]
 
@@ -131,8 +134,14 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     }
     value = {name: choice.value for name, choice in choices.items()}
     size, batch_size = parse_size(value["image_size"]), value["batch_size"]
-    if batch_size % settings.accumulate:
-        raise BadInput(f"--accumulate {settings.accumulate} does not divide the batch of {batch_size}")
+    parts = settings.accumulate * distributed.world()
+    if batch_size % parts:
+        what = f"--accumulate {settings.accumulate}" + (
+            f" x {distributed.world()} processes" * (distributed.world() > 1)
+        )
+        raise BadInput(
+            f"{what} does not divide the batch of {batch_size}: use --batch-size {-(-batch_size // parts) * parts}"
+        )
     preprocess = Preprocess.from_dict(stored["preprocess"]) if stored else measured(source, settings, value, size)
     probing = {"device": device, "precision": precision, "workers": value["workers"]}
     probe = watch_probe(source, test, preprocess, size, **probing) if test is not None else None
@@ -154,6 +163,8 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         workers=value["workers"],
         device=device,
         unreadable=unreadable,
+        part=distributed.rank(),
+        parts=distributed.world(),
     )
     recipe = Recipe(
         steps=value["steps"],
@@ -166,6 +177,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         optimiser=settings.optimiser,
         clip=settings.clip,
         accumulate=settings.accumulate,
+        seed=settings.seed,
     )
     facts = described(method, resolve(settings, value, preprocess), own, choices, source, trained, preprocess)
     run = Run.create(out, facts, resume=settings.resume)
@@ -181,6 +193,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
             device=device,
             precision=precision,
             compiled=settings.compile,
+            shard=settings.shard,
             watch=watch,
             probe=probe,
             title=method,
@@ -190,6 +203,11 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
 
     # What came out
     seconds, judged = time.perf_counter() - began, None
+    if settings.shard and distributed.world() > 1 and (weights := distributed.whole_weights(trained)):
+        trained = kind(build(), own)
+        trained.load_state_dict(weights)
+    if distributed.rank() > 0:
+        return {"verdict": "diverged" if failure else "left to rank 0"}
     if failure is None:
         known = {
             "name": value["encoder"],
@@ -322,7 +340,7 @@ def resumed(stored: dict[str, Any], method: str, given: Pretrain) -> tuple[Pretr
     if method != stored["method"]:
         raise BadInput(f"the run in {given.out} is of {stored['method']}, not of {method}")
     defaults, settings = Pretrain(), revive(Pretrain, stored["settings"])
-    free = {name: getattr(given, name) for name in ("resume", "out", "device", "workers")}
+    free = {name: getattr(given, name) for name in ("resume", "out", "device", "workers", "shard")}
     for field in dataclasses.fields(Pretrain):
         typed, kept = getattr(given, field.name), getattr(settings, field.name)
         if field.name not in free and typed not in (getattr(defaults, field.name), kept):
