@@ -2,13 +2,13 @@
 
     UNMASK_DATA_DIR=… uv run python benchmarks/verdicts.py --out runs/verdicts [--steps 2500]
 
-The good run (eight to nine minutes on two cores of 2025, and four more for the probe at its end) is probed on the test set. The
-broken ones are shorter: a learning rate 100 times higher than in the good run, and one 1,000 times lower.
+The good run (eight to nine minutes on two cores of 2025, and four more for the probe at its end) is probed on the test
+set. The broken ones are shorter: a learning rate 100 times higher than in the good run, and one 1,000 times lower.
 
 Optimiser, batch and rate of the good run, and that features are the class token beside the mean, were chosen on 5,000
 training images held out, among fifteen trials of 150 seconds each (AdamW and Muon; batches of 32 to 256; rates, crops,
-mask ratios and decoders). There, with 10,000 labels, Muon had a k-NN (of features not yet standardised) of 0.43 where AdamW had 0.38, and class+mean a
-logistic regression of 0.53 where mean alone had 0.51.
+mask ratios and decoders). There, with 10,000 labels, Muon had a k-NN of 0.43 where AdamW had 0.38 (features not yet
+standardised), and class+mean a logistic regression of 0.53 where mean alone had 0.51.
 """
 
 import argparse

@@ -133,3 +133,48 @@ def test_a_source_of_broken_images_is_refused(tmp_path):
     pd.DataFrame({"image": [b"x", b"y"]}).to_parquet(tmp_path / "broken.parquet")
     with pytest.raises(BadInput, match="no image can be read"):
         next(Loader(open_source(tmp_path / "broken.parquet"), GREY, (View((8, 8)),), 2)())
+
+
+def test_what_is_held_is_seen_as_what_workers_read(table):
+    """The same samples and seeds, and the same views within 2 of 255 levels."""
+    views = (View((8, 8)), View((12, 6), crop_scale=(0.05, 0.4)))
+    told = []
+    held = Loader(table, GREY, views, 4, seed=3, hold=True, workers=1, unreadable=lambda *why: told.append(why))(2)
+    read = Loader(table, GREY, views, 4, seed=3)(2)
+    for _ in range(6):
+        ours, theirs = next(held), next(read)
+        assert torch.equal(ours.index, theirs.index) and torch.equal(ours.seed, theirs.seed)
+        for a, b in zip(ours.views, theirs.views, strict=True):
+            assert (a - b).abs().max() * GREY.std[0] * 255 <= 2.01
+    assert [path for path, _ in told] == [table.table["path"][5]]
+
+
+def test_images_of_several_sizes_are_not_held(tmp_path):
+    for side in (9, 12):
+        Image.new("L", (side, side)).save(tmp_path / f"{side}.png")
+    with pytest.raises(BadInput, match="several sizes"):
+        next(Loader(open_source(tmp_path), GREY, (View((8, 8)),), 2, hold=True)())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(2, 40), st.integers(2, 40), st.integers(0, 1000))
+def test_a_batch_is_rendered_as_each_of_its_images(height, width, rows, columns, seed):
+    images = torch.randint(
+        0, 256, (6, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    view = View((rows, columns), crop_scale=(0.1, 1.0))
+    drawn = view.draw(sample_seeds(seed, 0, torch.arange(6)), torch.full((6,), height), torch.full((6,), width))
+    for pixels, most in ((images, 2), (images.float() / 255, 1e-4)):
+        each = torch.stack([view.render(image, row) for image, row in zip(pixels, drawn, strict=True)])
+        together = view.render_batch(pixels, drawn)
+        assert together.dtype == pixels.dtype
+        assert (together.double() - each.double()).abs().max() <= most
+
+
+def test_several_parts_make_the_batch(table):
+    whole = Loader(table, GREY, (View((8, 8)),), 4, seed=3)()
+    parts = [Loader(table, GREY, (View((8, 8)),), 4, seed=3, part=part, parts=2)() for part in range(2)]
+    for _ in range(4):
+        batch, halves = next(whole), [next(part) for part in parts]
+        assert torch.equal(batch.views[0], torch.cat([half.views[0] for half in halves]))
+        assert torch.equal(batch.seed, torch.cat([half.seed for half in halves]))

@@ -1,12 +1,15 @@
-"""Batches from a source: read, prepare and render in workers, normalise on the device."""
+"""Batches from a source: read, prepared and rendered in workers, or, where all of it fits, held on the device and rendered
+there in whole batches; normalised on the device. Either way a sample is drawn alike."""
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -52,6 +55,8 @@ class Loader:
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     unreadable: Callable[[str, str], None] = lambda path, reason: None
     """Told the path and the reason of each image that could not be read; may raise to end it all."""
+    hold: bool = False
+    """Read every image once, hold all of them on the device, and render whole batches there. They must be of one size."""
     part: int = 0
     """Which part of each shuffled batch is wanted, for one process among several, …"""
     parts: int = 1
@@ -65,13 +70,16 @@ class Loader:
     def __call__(self, first: int = 0) -> Iterator[Batch]:
         """Shuffled batches, endlessly, from batch number `first` on. A sample that cannot be read is replaced by the
         next one of the source that can."""
-        return self._batches(self._shuffled(first), replace=True)
+        keys = self._shuffled(first)
+        return self._held(keys) if self.hold else self._batches(keys, replace=True)
 
     def once(self) -> Iterator[Batch]:
         """Every image once, in order. A sample that cannot be read is left out."""
+        return self._batches(self._ordered(), replace=False)
+
+    def _ordered(self) -> list[Key]:
         indices = np.arange(len(self.source))
-        keys = [Key(0, indices[i : i + self.batch_size]) for i in range(0, len(indices), self.batch_size)]
-        return self._batches(keys, replace=False)
+        return [Key(0, indices[i : i + self.batch_size]) for i in range(0, len(indices), self.batch_size)]
 
     def _shuffled(self, first: int) -> Iterator[Key]:
         n = len(self.source)
@@ -84,9 +92,42 @@ class Loader:
                 yield Key(epoch, order[begin : begin + size])
             first = (epoch + 1) * self.steps_per_epoch
 
-    def _batches(self, keys, replace: bool) -> Iterator[Batch]:
-        loader = DataLoader(
-            Renderer(self.source, self.preprocess, self.views, self.seed, replace, KEPT // max(1, self.workers)),  # type: ignore[arg-type]
+    @cached_property
+    def held(self) -> "Held":
+        """Every image, read once, with a progress bar. BadInput if they are not of one size, or none can be read."""
+        images, found = [], []
+        keys = self._ordered()
+        reader = Reader(Renderer(self.source, self.preprocess, self.views, self.seed, replace=False, room=0))
+        for batch, indices, failures in track(self._workers(reader, keys), "reading images", len(keys)):
+            for path, reason in failures:
+                self.unreadable(path, reason)
+            if not indices:
+                continue
+            if batch is None or (images and images[0][0].shape != batch[0].shape):
+                raise BadInput(f"{self.source.name}: images of several sizes cannot be held together: leave --hold out")
+            images.append(batch.clone())  # what comes from a worker keeps a file open
+            found += indices
+        if not found:
+            raise BadInput(f"{self.source.name}: no image can be read")
+        index = torch.tensor(found)
+        stands = torch.searchsorted(index, torch.arange(len(self.source))) % len(index)
+        return Held(torch.cat(images).to(self.device), index.to(self.device), stands.to(self.device))
+
+    def _held(self, keys: Iterator[Key]) -> Iterator[Batch]:
+        held = self.held
+        height, width = torch.tensor(held.images.shape[2:], device=self.device)
+        for key in keys:
+            samples = torch.from_numpy(key.samples).to(self.device, non_blocking=True)
+            seeds, places = sample_seeds(self.seed, key.epoch, samples), held.stands[samples]
+            chosen, views = held.images[places], []
+            for number, view in enumerate(self.views):
+                drawn = view.draw(seeds, height.expand_as(seeds), width.expand_as(seeds), number)
+                views.append(self.preprocess.normalise(view.render_batch(chosen, drawn)))
+            yield Batch(tuple(views), held.index[places], seeds)
+
+    def _workers(self, dataset: "Renderer | Reader", keys: Any) -> DataLoader:
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
             batch_size=None,
             sampler=keys,
             num_workers=self.workers,
@@ -96,13 +137,28 @@ class Loader:
             generator=torch.Generator(),  # or it would draw a seed for workers from the caller's random numbers
             worker_init_fn=_leave_group,
         )
-        for views, index, seed, failures in loader:
+
+    def _batches(self, keys: Any, replace: bool) -> Iterator[Batch]:
+        renderer = Renderer(self.source, self.preprocess, self.views, self.seed, replace, KEPT // max(1, self.workers))
+        for views, index, seed, failures in self._workers(renderer, keys):
             for path, reason in failures:
                 self.unreadable(path, reason)
             if len(index) == 0:
                 continue
             views = tuple(self.preprocess.normalise(view.to(self.device, non_blocking=True)) for view in views)
             yield Batch(views, index.to(self.device), seed.to(self.device))
+
+
+@dataclass(frozen=True)
+class Held:
+    """All of a source on the device."""
+
+    images: Tensor
+    """(N, C, H, W), uint8 or float32, prepared."""
+    index: Tensor
+    """Which image of the source each is, (N,) int64, ascending."""
+    stands: Tensor
+    """For each image of the source, which of `images` it is, or the next that could be read: (len(source),) int64."""
 
 
 @dataclass
@@ -131,7 +187,8 @@ class Renderer:
             self.kept[i] = image.clone()  # a crop would keep the whole image alive
         return image
 
-    def __getitem__(self, key: Key):
+    def read(self, key: Key) -> tuple[list[Tensor], list[int], list[tuple[str, str]]]:
+        """Prepared images, where each stands in the source, and path and reason of those that could not be read."""
         aspect = self.views[0].size[1] / self.views[0].size[0]
         images, indices, failures = [], [], []
         for index in key.samples.tolist():
@@ -146,6 +203,10 @@ class Renderer:
             else:
                 if self.replace:
                     raise BadInput(f"{self.source.name}: no image can be read ({failures[-1][1]})")
+        return images, indices, failures
+
+    def __getitem__(self, key: Key):
+        images, indices, failures = self.read(key)
         index = torch.tensor(indices, dtype=torch.int64)
         # the seed is that of the place in the order, so that a replaced sample is not drawn twice alike
         seeds = sample_seeds(self.seed, key.epoch, torch.as_tensor(key.samples) if self.replace else index)
@@ -156,6 +217,21 @@ class Renderer:
             rendered = [view.render(image, row) for image, row in zip(images, drawn, strict=True)]
             views.append(torch.stack(rendered) if rendered else torch.empty(0))
         return views, index, seeds, failures
+
+
+@dataclass
+class Reader:
+    """A key in, its images out as they are: (B, C, H, W), or None if they are of several sizes."""
+
+    renderer: Renderer
+
+    def __len__(self) -> int:
+        return len(self.renderer)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor | None, list[int], list[tuple[str, str]]]:
+        images, indices, failures = self.renderer.read(key)
+        alike = len({(image.shape, image.dtype) for image in images}) == 1
+        return (torch.stack(images) if alike else None), indices, failures
 
 
 def _as_is(batch):

@@ -101,7 +101,10 @@ class Pretrain:
     seed: int = 0
     """Of weights, order, crops and masks."""
     workers: int | None = None
-    """Processes that read and crop images."""
+    """Processes that read and crop images. By default none on a CPU where all images fit into 1 GiB, and are kept."""
+    hold: bool | None = None
+    """Hold all images on the device and crop whole batches there. By default on a GPU, where they are of one size and take
+    at most a quarter of its memory."""
     compile: bool = False
     """Let torch.compile the step: slow to start, faster on a GPU."""
     shard: bool = False
@@ -163,6 +166,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         workers=value["workers"],
         device=device,
         unreadable=unreadable,
+        hold=value["hold"],
         part=distributed.rank(),
         parts=distributed.world(),
     )
@@ -340,7 +344,7 @@ def resumed(stored: dict[str, Any], method: str, given: Pretrain) -> tuple[Pretr
     if method != stored["method"]:
         raise BadInput(f"the run in {given.out} is of {stored['method']}, not of {method}")
     defaults, settings = Pretrain(), revive(Pretrain, stored["settings"])
-    free = {name: getattr(given, name) for name in ("resume", "out", "device", "workers", "shard")}
+    free = {name: getattr(given, name) for name in ("resume", "out", "device", "workers", "hold", "shard")}
     for field in dataclasses.fields(Pretrain):
         typed, kept = getattr(given, field.name), getattr(settings, field.name)
         if field.name not in free and typed not in (getattr(defaults, field.name), kept):
@@ -348,8 +352,9 @@ def resumed(stored: dict[str, Any], method: str, given: Pretrain) -> tuple[Pretr
                 f"--{field.name.replace('_', '-')} {typed}: the run in {given.out} began with {kept}; "
                 "leave it out to resume, or choose another --out"
             )
-    if free["workers"] is None:
-        free["workers"] = settings.workers
+    for name in ("workers", "hold"):
+        if free[name] is None:
+            free[name] = getattr(settings, name)
     return dataclasses.replace(settings, **free), revive(METHODS[method].Settings, stored["method_settings"])
 
 
