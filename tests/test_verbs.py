@@ -108,8 +108,9 @@ def test_resume_gives_the_same_run(crops, tmp_path, monkeypatch):
 
 
 def test_resume_refuses_other_settings(digits, capsys):
-    assert run("pretrain", "mae", "--out", digits, "--resume", "--batch-size", "32") == 2
-    assert "began with 64" in capsys.readouterr().err
+    assert run("pretrain", "mae", "--out", digits, "--resume", "--batch-size", "32", "--mask-ratio", "0.6") == 2
+    line = capsys.readouterr().err
+    assert "--batch-size 32 (it began with 64)" in line and "--mask-ratio 0.6 (it began with 0.5)" in line
 
 
 def test_probe_embed_reconstruct_report_and_export(digits, tmp_path, capsys):

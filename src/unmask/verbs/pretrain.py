@@ -121,7 +121,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     out, stored = settings.out, None
     if settings.resume and ((out / "settings.yaml").is_file() or settings.data is None):
         stored = Run(out).settings
-        settings, own = resumed(stored, method, settings)
+        settings, own = resumed(stored, method, settings, own)
     device = distributed.start(engine.choose_device(settings.device))
     console.quiet = distributed.rank() > 0
     precision, why_precision = engine.choose_precision(settings.precision, device)
@@ -131,6 +131,11 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     columns = {"image": settings.image, "label": settings.label, "group": settings.group}
     source = open_source(str(settings.data), **columns)
     test = open_source(settings.probe, **columns) if settings.probe else None
+    if stored and (began := stored["data"])["fingerprint"] != source.fingerprint():
+        raise BadInput(
+            f"{source.name} is not what the run in {out} began with ({began['images']:,} images then, {len(source):,} now, "
+            "or files of other sizes): bring it back, or begin anew in another --out"
+        )
     surveyed = survey(source, sample=2000)
     choices = choose(surveyed, dataclasses.asdict(settings), device.type) | {
         "precision": Choice(precision, why_precision)
@@ -339,23 +344,28 @@ def described(
     }
 
 
-def resumed(stored: dict[str, Any], method: str, given: Pretrain) -> tuple[Pretrain, Any]:
-    """Settings of the run to go on with. BadInput if others are typed than the run began with."""
+def resumed(stored: dict[str, Any], method: str, given: Pretrain, own: Any) -> tuple[Pretrain, Any]:
+    """Settings of the run to go on with. BadInput, naming each difference, if others are typed than the run began with."""
     if method != stored["method"]:
         raise BadInput(f"the run in {given.out} is of {stored['method']}, not of {method}")
-    defaults, settings = Pretrain(), revive(Pretrain, stored["settings"])
+    settings, theirs = revive(Pretrain, stored["settings"]), revive(type(own), stored["method_settings"])
     free = {name: getattr(given, name) for name in ("resume", "out", "device", "workers", "hold", "shard")}
-    for field in dataclasses.fields(Pretrain):
-        typed, kept = getattr(given, field.name), getattr(settings, field.name)
-        if field.name not in free and typed not in (getattr(defaults, field.name), kept):
-            raise BadInput(
-                f"--{field.name.replace('_', '-')} {typed}: the run in {given.out} began with {kept}; "
-                "leave it out to resume, or choose another --out"
-            )
+    other = [
+        f"--{field.name.replace('_', '-')} {typed} (it began with {began})"
+        for typed_in, run_has in ((given, settings), (own, theirs))
+        for field in dataclasses.fields(typed_in)
+        if field.name not in free
+        and (typed := getattr(typed_in, field.name)) not in (field.default, began := getattr(run_has, field.name))
+    ]
+    if other:
+        raise BadInput(
+            f"the run in {given.out} has other settings than {', '.join(other)}: leave them out to resume, "
+            "or choose another --out"
+        )
     for name in ("workers", "hold"):
         if free[name] is None:
             free[name] = getattr(settings, name)
-    return dataclasses.replace(settings, **free), revive(METHODS[method].Settings, stored["method_settings"])
+    return dataclasses.replace(settings, **free), theirs
 
 
 def measured(source: Source, settings: Pretrain, value: dict[str, Any], size: tuple[int, int]) -> Preprocess:
