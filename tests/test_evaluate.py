@@ -169,7 +169,7 @@ def test_standardise_takes_its_scale_from_the_training_vectors_alone_and_leaves_
 
 
 def naive_knn(train, targets, test, classes, k, temperature):
-    similarities = F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
+    similarities = (F.normalize(test, dim=1).double() @ F.normalize(train, dim=1).double().T).float()
     votes = np.zeros((len(test), classes))
     for row, vote in zip(similarities.tolist(), votes, strict=True):
         for i in sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]:
@@ -200,6 +200,50 @@ def test_knn_is_sklearns(monkeypatch):
     expected = reference.fit(train.double().numpy(), targets.numpy()).predict_proba(test.double().numpy())
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     assert torch.equal(predictions, torch.from_numpy(expected.argmax(axis=1)))
+
+
+@st.composite
+def crowds(draw):
+    """Training and test vectors that are hard to tell apart: few values, copies, differences that bf16 cannot see."""
+    n, m, D = draw(st.integers(1, 400)), draw(st.integers(1, 6)), draw(st.integers(1, 48))
+    x = noise(n + m, D, seed=draw(st.integers(0, 10_000)))
+    kind = draw(st.sampled_from(["spread", "close", "few values", "copies", "zeros", "halfway"]))
+    if kind == "close":
+        x = x[:1] + draw(st.sampled_from([1e-1, 1e-2, 1e-3, 1e-5, 1e-7])) * x
+    elif kind == "few values":
+        x = x.sign()
+    elif kind == "copies":
+        x = x[torch.arange(n + m) % draw(st.integers(1, 60))]
+    elif kind == "zeros":
+        x[torch.arange(n + m) % draw(st.integers(1, 4)) == 0] = 0
+    elif kind == "halfway":  # between two numbers of bf16, as 1 / sqrt(254) is: rounding takes as much as it can
+        x = 1 + 1e-4 * noise(n + m, 254, seed=n)
+        x[n:, ::2] *= -1
+    return F.normalize(x[:n], dim=1), F.normalize(x[n:], dim=1), draw(st.integers(1, 30))
+
+
+@settings(max_examples=200, deadline=None)
+@given(crowds(), st.sampled_from(["bf16", "float32"]), st.sampled_from([0.0, 0.1, 1.0]))
+def test_the_filter_of_knn_loses_nothing(crowd, precision, crowded):
+    train, test, k = crowd
+    k = min(k, len(train))
+    exact = (test.double() @ train.double().T).float()
+    values, places = exact.sort(dim=1, descending=True, stable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knn, "choose_precision", lambda *_: (precision, ""))
+        patch.setattr(knn, "CROWDED", crowded)  # 0: all multiplied in float64; 1: all picked out
+        similarity, neighbour = knn.neighbours(train, test, knn.Rough(train, k, len(test)), k)
+    assert torch.equal(similarity, values[:, :k])
+    assert torch.equal(neighbour.sort(dim=1).values, places[:, :k].sort(dim=1).values)  # among equals in any order
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_the_filter_of_knn_leaves_few_to_be_computed_again(precision, monkeypatch):
+    monkeypatch.setattr(knn, "choose_precision", lambda *_: (precision, ""))
+    train, test = F.normalize(noise(8000, 64), dim=1), F.normalize(noise(10, 64, seed=1), dim=1)
+    row, _ = knn.Rough(train, 20, 10).candidates(test)
+    count = row.bincount(minlength=10)
+    assert (count >= 20).all() and (count < knn.CROWDED * 8000).all()
 
 
 def test_knn_on_collapsed_features_counts_the_first_k():

@@ -2,7 +2,9 @@
 Discrimination", section 3.4, with the k and the temperature of DINO (Caron et al. 2021, eval_knn.py).
 
 Nothing is trained and nothing is tuned, so it judges a representation while it is learnt. Exact: every test vector is
-compared with every training vector.
+compared with every training vector, and the k nearest are those by the float64 product rounded to float32. A product in
+bf16, or in float32 where the processor has no bf16, comes first: whatever it puts so far behind the k-th that its rounding
+error, which is bounded, cannot explain it, is left out (`Rough.candidates`).
 
 One deviation, made where it is called (`features.standardise`): all dimensions are brought to one scale first, as both
 linear probes do, while DINO takes the class token as it is. A masked autoencoder's token is led by few dimensions that
@@ -14,9 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.evaluate.features import check
+from unmask.training.engine import choose_precision
 
-SIMILARITIES_AT_ONCE = 1 << 25
-"""How many similarities are held at a time (128 MiB)."""
+SIMILARITIES_AT_ONCE = 1 << 24
+"""How many similarities are held at a time: 32 MiB in bf16, and a few times that where nearly all are candidates."""
+
+CROWDED = 1 / 32
+"""The share of the training vectors above which candidates are not worth picking out: all are multiplied in float64."""
+
+BLOCK = 1 << 20
+"""How many numbers are made float64 at a time."""
+
+UNIT = 2**-8
+"""The unit roundoff of bf16: |round(x) - x| <= UNIT |x|, and <= UNIT |round(x)|."""
 
 
 @torch.no_grad()
@@ -33,15 +45,88 @@ def predict(
     """
     check(train, train_targets, test, classes)
     train, test = F.normalize(train.float(), dim=1), F.normalize(test.float().to(train.device), dim=1)
-    k = min(k, len(train))
+    train_targets, k = train_targets.to(train.device), min(k, len(train))
+    rows = max(1, SIMILARITIES_AT_ONCE // len(train))
+    rough = Rough(train, k, min(rows, len(test)))
     votes = []
-    for part in test.split(max(1, SIMILARITIES_AT_ONCE // len(train))):
-        similarity, neighbour = nearest(part @ train.T, k)  # (m, k) each
+    for part in test.split(rows):
+        similarity, neighbour = neighbours(train, part, rough, k)  # (m, k) each
         weight = ((similarity - similarity[:, :1]) / temperature).double().exp()  # the nearest has weight 1
-        vote = weight.new_zeros(len(part), classes).scatter_add_(1, train_targets.to(train.device)[neighbour], weight)
+        vote = weight.new_zeros(len(part), classes).scatter_add_(1, train_targets[neighbour], weight)
         votes.append(vote / vote.sum(dim=1, keepdim=True))
     probabilities = torch.cat(votes)
     return probabilities.argmax(dim=1), probabilities.float()
+
+
+class Rough:
+    """Similarities to unit vectors `train` (N, D) in the fastest arithmetic there is, for `rows` vectors at a time."""
+
+    def __init__(self, train: Tensor, k: int, rows: int):
+        self.N, self.k = len(train), k
+        fast = train.device.type == "cpu" and choose_precision("auto", train.device)[0] == "bf16"
+        self.dtype = torch.bfloat16 if fast else torch.float32
+        self.size = min(64, max(1, self.N // (8 * k)))  # training vectors a group
+        self.groups = -(
+            -self.N // self.size
+        )  # at least k; vector i is in group i % groups, for classes may lie together
+        self.train = F.pad(train.to(self.dtype), (0, 0, 0, self.groups * self.size - self.N))
+        self.lost = self.rounding(train).max()
+        self.similarities = self.train.new_empty(
+            rows, len(self.train)
+        )  # kept: to allocate it costs as much as to fill it
+
+    def rounding(self, x: Tensor) -> Tensor:
+        """At least the length of what rounding takes from each vector (n, D), (n, 1)."""
+        if self.dtype == torch.bfloat16:
+            return (x - x.bfloat16()).norm(dim=1, keepdim=True)
+        return x.new_full((len(x), 1), UNIT)  # for torch.set_float32_matmul_precision lets it be as coarse as bf16
+
+    def candidates(self, test: Tensor) -> tuple[Tensor, Tensor]:
+        """Row in unit vectors `test` (m, D) and index in `train`, (P,) each, in this order, of all pairs that may be among
+        the k most similar of their row, those at the same similarity as the k-th included.
+
+        With a', b' for the rounded a, b, and u = 2^-24, by Cauchy-Schwarz and for a sum of D products in float32,
+            |sum a'b' - <a, b>| <= |a - a'| |b| + |a'| |b - b'| + 2 D u = error,
+        where |a'|, |b| <= 1 + 2^-8. The k-th greatest group maximum t (rounded to bf16) has k similarities at or above it,
+        so k true ones are at least t - UNIT |t| - error, and a pair with as much has a sum of at least t - UNIT |t| - 2
+        error. Rounding keeps the order, so its rounded sum is at least this bound, rounded.
+        """
+        similarities = torch.mm(test.to(self.dtype), self.train.T, out=self.similarities[: len(test)])
+        similarities[:, self.N :] = -torch.inf  # the padding
+        similarities = similarities.unflatten(1, (self.size, self.groups))
+        maxima = similarities.amax(dim=1)  # (m, groups)
+        least = maxima.topk(self.k, dim=1).values[:, -1:].float()
+        error = 1.01 * (self.lost + self.rounding(test)) + test.shape[1] * 2**-23
+        bound = (least - UNIT * least.abs() - 2 * error).to(self.dtype)
+        row, group = (maxima >= bound).nonzero(as_tuple=True)
+        pair, place = (similarities[row, :, group] >= bound[row]).nonzero(as_tuple=True)
+        order = (row[pair] * self.N + place * self.groups + group[pair]).sort().values
+        return order // self.N, order % self.N
+
+
+def neighbours(train: Tensor, test: Tensor, rough: Rough, k: int) -> tuple[Tensor, Tensor]:
+    """The k greatest similarities of each of `test` (m, D) and their places in `train` (N, D), (m, k) each; as `nearest`."""
+    row, column = rough.candidates(test)
+    count = row.bincount(minlength=len(test))
+    few = count <= CROWDED * len(train)
+    values, places = test.new_empty(len(test), k), row.new_empty(len(test), k)
+    step = max(1, BLOCK // test.shape[1])
+    if not few.all():
+        wide = test[~few].double()
+        exact = torch.cat([(wide @ part.double().T).float() for part in train.split(step)], dim=1)
+        values[~few], places[~few] = nearest(exact, k)
+    if few.any():
+        kept = few[row]
+        row, column, count = (few.cumsum(0) - 1)[row[kept]], column[kept], count[few]
+        wide, position = test[few].double(), torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        exact = test.new_full((len(wide), int(count.max())), -torch.inf)
+        index = torch.zeros_like(exact, dtype=torch.int64)
+        pairs = zip(row.split(step), column.split(step), strict=True)
+        exact[row, position] = torch.cat([torch.linalg.vecdot(wide[i], train[j].double()).float() for i, j in pairs])
+        index[row, position] = column
+        values[few], found = nearest(exact, k)
+        places[few] = index.gather(1, found)
+    return values, places
 
 
 def nearest(similarities: Tensor, k: int) -> tuple[Tensor, Tensor]:
