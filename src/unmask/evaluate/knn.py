@@ -66,14 +66,12 @@ class Rough:
         fast = train.device.type == "cpu" and choose_precision("auto", train.device)[0] == "bf16"
         self.dtype = torch.bfloat16 if fast else torch.float32
         self.size = min(64, max(1, self.N // (8 * k)))  # training vectors a group
-        self.groups = -(
-            -self.N // self.size
-        )  # at least k; vector i is in group i % groups, for classes may lie together
+        # At least k groups; vector i is in group i % groups, for classes may lie together
+        self.groups = -(-self.N // self.size)
         self.train = F.pad(train.to(self.dtype), (0, 0, 0, self.groups * self.size - self.N))
         self.lost = self.rounding(train).max()
-        self.similarities = self.train.new_empty(
-            rows, len(self.train)
-        )  # kept: to allocate it costs as much as to fill it
+        # Kept: to allocate it costs as much as to fill it
+        self.similarities = self.train.new_empty(rows, len(self.train))
 
     def rounding(self, x: Tensor) -> Tensor:
         """At least the length of what rounding takes from each vector (n, D), (n, 1)."""
