@@ -7,9 +7,8 @@ nor the batch, nor the number of processes changes a crop or a mask.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 MASK_STREAM = 1 << 40
@@ -92,5 +91,5 @@ class View:
         top, left, height, width, flipped = drawn.tolist()
         image = image[:, top : top + height, left : left + width]
         if (height, width) != self.size:
-            image = TF.resize(image, list(self.size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+            image = F.interpolate(image[None], self.size, mode="bicubic", antialias=True)[0]
         return image.flip(-1) if flipped else image
