@@ -19,6 +19,12 @@ VERBS = {
         "pretrain",
         "learn from images without labels: an encoder, a verdict, a report",
     ),
+    "pack": (
+        "pack",
+        "Pack",
+        "pack",
+        "decode and shrink a collection once, into a store that is read many times faster",
+    ),
     "probe": ("probe", "Probe", "probe", "test a frozen encoder, beside an untrained one and raw pixels"),
     "reconstruct": (
         "reconstruct",
@@ -63,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nunmask: stopped; go on with the same command and --resume", file=sys.stderr)
+        print("\nunmask: stopped; the same command goes on, with --resume where it has that", file=sys.stderr)
         sys.exit(130)
 
 

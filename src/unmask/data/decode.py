@@ -87,6 +87,13 @@ class Shrunk(NamedTuple):
     factor: int
     """1, 2, 4 or 8."""
 
+    def box(self, drawn: torch.Tensor) -> torch.Tensor:
+        """A row of `View.draw` for the image at its full size, (5,), as one for these pixels, to the nearest of them."""
+        top, left, height, width, flipped = drawn.tolist()
+        edges = [round(edge / self.factor) for edge in (top, left, top + height, left + width)]
+        top, left, bottom, right = edges
+        return torch.tensor([top, left, max(1, bottom - top), max(1, right - left), flipped])
+
 
 def decode_shrunk(data: bytes | Path, most: Callable[[int, int], float]) -> Shrunk:
     """`decode`, but JPEG at 1/2, 1/4 or 1/8 of its size where that will do, which spares most of the work.
