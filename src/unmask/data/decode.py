@@ -120,12 +120,12 @@ def thumbnail(image: bytes | Path | torch.Tensor, height: int, width: int) -> to
         UnreadableImage: as `decode` does.
     """
     if not isinstance(image, torch.Tensor):
-        image = _decode(image, lambda h, w: min(h // (4 * height), w // (4 * width))).pixels
-    image = image.numpy()
-    rows, columns = (np.arange(n) * size // n for n, size in zip((height, width), image.shape[1:], strict=True))
+        image = decode_shrunk(image, lambda h, w: min(h // (4 * height), w // (4 * width))).pixels
+    pixels = image.numpy()
+    rows, columns = (np.arange(n) * size // n for n, size in zip((height, width), pixels.shape[1:], strict=True))
     # A block of no rows, in an image smaller than its thumbnail, is one row for reduceat
-    heights, widths = (np.diff(x, append=n).clip(1) for x, n in zip((rows, columns), image.shape[1:], strict=True))
-    sums = np.add.reduceat(np.add.reduceat(image.astype(np.float32), rows, axis=1), columns, axis=2)
+    heights, widths = (np.diff(x, append=n).clip(1) for x, n in zip((rows, columns), pixels.shape[1:], strict=True))
+    sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float32), rows, axis=1), columns, axis=2)
     return torch.from_numpy(sums.mean(0) / np.outer(heights, widths).astype(np.float32))
 
 
@@ -447,10 +447,11 @@ class Preprocess:
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) or (C, H, W), uint8 or float on any device, to float32 of zero mean and unit deviation."""
+        scale = 255 if batch.dtype == torch.uint8 else 1
         mean, std = _per_channel(self.mean, batch), _per_channel(self.std, batch)
-        # in place: a batch is larger than the caches of a processor, and each new copy of it costs more than the sums
-        batch = batch.float().div_(255).sub_(mean) if batch.dtype == torch.uint8 else batch.float() - mean
-        return batch.div_(std)
+        # one copy, then in place: a batch is larger than a processor's caches, and passes over it are what takes time
+        batch = batch.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return batch.sub_(mean * scale).div_(std * scale)
 
     def denormalise(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalise`, stretched from `low`..`high` to [0, 1] and clamped, to be shown: float32."""

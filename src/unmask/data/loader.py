@@ -174,8 +174,14 @@ class Renderer:
                 view.render(image.pixels, row if image.factor == 1 else image.box(row))
                 for image, row in zip(images, drawn, strict=True)
             ]
-            views.append(default_collate(rendered) if rendered else torch.empty(0))  # in a worker, into shared memory
+            views.append(stacked(rendered) if rendered else torch.empty(0))
         return views, torch.tensor(indices, dtype=torch.int64), seeds, failures
+
+
+def stacked(images: list[Tensor]) -> Tensor:
+    """Images (C, H, W) as one batch (B, C, H, W), channels side by side in memory as most of them come; in a worker it is
+    made where the other process sees it."""
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def _as_is(batch):

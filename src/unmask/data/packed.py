@@ -44,7 +44,7 @@ ALIGNED = 64
 """Every image begins at a multiple of so many bytes."""
 CHUNK = 16
 """Images that a worker packs at a time."""
-QUALITY = 95
+QUALITY = 90
 """Of JPEG, with chroma at half the resolution (4:2:0), as cameras write it."""
 INDEX = pa.schema(
     [
@@ -76,7 +76,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Packed:
-    """The images of a store: pixels (C, H, W) from raw ones, which lie in mapped memory, bytes from JPEG."""
+    """The images of a store, as pixels (C, H, W); those of a raw store lie in mapped memory."""
 
     folder: Path
 
@@ -119,20 +119,22 @@ class Packed:
         """Which images this process has found whole."""
         return np.zeros(len(self._index["shard"]), dtype=bool)
 
-    def __getitem__(self, i: int) -> bytes | torch.Tensor:
+    def __getitem__(self, i: int) -> torch.Tensor:
         index = self._index
         self._require_readable(i)
         offset, length = int(index["offset"][i]), int(index["length"][i])
         data = self._shard(int(index["shard"][i]))[offset : offset + length]
-        jpeg = index["dtype"][i] == "jpeg"
-        if jpeg or not self._seen[i]:  # JPEG is checked each time: it takes a hundredth of the time to decode it
+        if not self._seen[
+            i
+        ]:  # once in a process: on later visits the sum would take as long as what is done with the pixels
             if zlib.crc32(data) != index["crc32"][i]:
                 raise UnreadableImage(f"damaged in {self.folder.name}/shard-{index['shard'][i]:05d}.bin")
             self._seen[i] = True
-        if jpeg:
-            return data.tobytes()
-        shape = tuple(int(index[name][i]) for name in ("height", "width", "channels"))
-        pixels = np.frombuffer(data, dtype=index["dtype"][i]).reshape(shape)
+        channels, dtype = int(index["channels"][i]), index["dtype"][i]
+        if dtype == "jpeg":
+            pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+        else:
+            pixels = np.frombuffer(data, dtype).reshape(int(index["height"][i]), int(index["width"][i]), channels)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def header(self, i: int) -> tuple[int, int, int, str]:
@@ -325,12 +327,11 @@ def _begin(folder: Path, facts: dict[str, Any], table: pa.Table) -> None:
     """Make the folder, or check that what was begun there was begun with the same facts and table."""
     before = begun(folder)
     if before is None:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise BadInput(f"{folder} is not empty and holds no store: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "table.parquet", lambda path: pq.write_table(table, path))
         _write_json(folder / "begun.json", facts)
-        return
+        before = facts
     names = {"version": "version", "short_side": "--short-side", "format": "--format"}
     for key, name in names.items():
         if before[key] != facts[key]:
@@ -342,7 +343,9 @@ def _begin(folder: Path, facts: dict[str, Any], table: pa.Table) -> None:
             was, now = (f"{x[key]:,}" if key == "images" else x[key] for x in (before, facts))
             what = f"{key} {was} then, {now} now" if key != "classes" else "other classes"
             raise BadInput(f"{folder} was begun from {before['source']} as it was then ({what}): choose another --out")
-    if not pq.read_table(folder / "table.parquet").equals(table):
+    if not (folder / "table.parquet").is_file():
+        _write(folder / "table.parquet", lambda path: pq.write_table(table, path))
+    elif not pq.read_table(folder / "table.parquet").equals(table):
         raise BadInput(
             f"{folder} was begun from {before['source']} with other labels, groups or columns: choose another --out"
         )

@@ -37,7 +37,7 @@ NOT_PHOTOGRAPHS |= {"no_time_for_that_tiny", "phantom"}
 
 
 class Items(Protocol):
-    """The images of a source: encoded, or, for built-in sets and raw stores, as tensors (C, H, W)."""
+    """The images of a source: encoded, or, for built-in sets and stores, as tensors (C, H, W)."""
 
     def __getitem__(self, i: int) -> bytes | Path | torch.Tensor: ...
 
@@ -82,7 +82,9 @@ class Source:
             UnreadableImage: it is missing or damaged.
         """
         item = self.items[int(self.rows[i])]
-        return Shrunk(item, *item.shape[1:], 1) if isinstance(item, torch.Tensor) else decode_shrunk(item, most)
+        if isinstance(item, torch.Tensor):
+            return Shrunk(item, item.shape[1], item.shape[2], 1)
+        return decode_shrunk(item, most)
 
     def header(self, i: int) -> tuple[int, int, int, str]:
         """Channels, height, width and kind of image `i`, see `unmask.data.decode.size_of`.

@@ -39,7 +39,7 @@ class Pack:
     """Pixels. Images whose shorter side has more are shrunk to it (bicubic, antialiased); none is enlarged. Random crops
     of 224 pixels want about 256; take more for larger crops."""
     format: Literal["raw", "jpeg"] | None = None
-    """raw keeps pixels as they are and is fastest; jpeg (quality 95, 8-bit grey or RGB only) takes about a sixth of the room.
+    """raw keeps pixels as they are and is fastest; jpeg (quality 90, 8-bit grey or RGB only) takes about an eighth of the room.
     Default: raw where that fits into half of the memory and half of the free disk, else jpeg."""
     image: str = "image"
     """Column of tables with the images."""
@@ -109,7 +109,7 @@ def pack(settings: Pack) -> dict[str, Any]:
     write(settings.out / "result.json", json.dumps(result, indent=2) + "\n")
     done = "were packed before" if finished else f"packed in {result['seconds']:,.0f} s"
     console.print(
-        f"{result['images']:,} images {done}, {len(unreadable):,} unreadable; {size / 1e9:.3g} GB in {settings.out}. "
+        f"{result['images']:,} images {done}, {len(unreadable):,} unreadable; {amount(size)} in {settings.out}. "
         f"Next: unmask pretrain mae --data {shlex.quote(str(settings.out))} --out runs/first"
     )
     return result
@@ -123,6 +123,11 @@ def command(settings: Pack) -> str:
         if field.name not in ("data", "out", "format", "workers", "strict") and value != field.default:
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
+
+
+def amount(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def choose_format(source: Source, short_side: int, out: Path) -> Choice:
@@ -142,8 +147,8 @@ def choose_format(source: Source, short_side: int, out: Path) -> Choice:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**33
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     disk = shutil.disk_usage(there).free
-    about = f"raw takes about {need / 1e9:.2g} GB"
+    about = f"raw takes about {amount(need)}"
     for room, name in ((memory, "memory"), (disk, "free disk")):
         if need > room / 2:
-            return Choice("jpeg", f"{about}, more than half of the {room / 1e9:.0f} GB of {name}")
-    return Choice("raw", f"{about}: half of the {memory / 1e9:.0f} GB of memory holds that, and reading is fastest")
+            return Choice("jpeg", f"{about}, more than half of the {amount(room)} of {name}")
+    return Choice("raw", f"{about}: half of the {amount(memory)} of memory holds that, and reading is fastest")
