@@ -162,7 +162,8 @@ def _decode(data: bytes | Path, most: Callable[[int, int], float] | None) -> Shr
             width, height = image.size
             if orientation in range(5, 9):
                 width, height = height, width
-            factor = 1 if most is None else max(k for k in (1, 2, 4, 8) if k <= max(1, most(height, width)))
+            limit = 1.0 if most is None else most(height, width)
+            factor = max((k for k in (2, 4, 8) if k <= limit), default=1)
             if (pixels := _jpeg(file, image, factor)) is not None:
                 return Shrunk(_upright(pixels, orientation), height, width, factor)
         if _is_wide_png(head):
