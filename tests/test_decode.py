@@ -15,7 +15,7 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from unmask.data.decode import (
     Preprocess,
@@ -24,6 +24,7 @@ from unmask.data.decode import (
     content,
     content_box,
     decode,
+    decode_shrunk,
     measure,
     size_of,
     thumbnail,
@@ -67,7 +68,6 @@ def agrees(data: bytes) -> torch.Tensor:
     image = decode(data)
     channels, height, width, kind = size_of(data)
     assert (channels, height, width) == tuple(image.shape)
-    assert image.is_contiguous()
     assert image.dtype == (torch.uint8 if kind == "uint8" else torch.float32)
     return image
 
@@ -89,7 +89,7 @@ def written(draw) -> tuple[Image.Image, bytes]:
     form = draw(st.sampled_from(LOSSLESS[mode]))
     height, width, seed = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(0, 2**16))
     noise = Image.fromarray(pixels(height, width, 4, seed=seed), "RGBA")
-    image = noise.quantize(draw(st.integers(2, 256))) if mode == "P" else noise.convert(mode)
+    image = noise.convert("RGB").quantize(draw(st.integers(2, 256))) if mode == "P" else noise.convert(mode)
     options = {}
     if form == "TIFF":
         options["compression"] = draw(st.sampled_from([None, "tiff_lzw", "tiff_adobe_deflate", "packbits"]))
@@ -125,6 +125,44 @@ def test_jpeg_and_one_bit():
     assert agrees(encode(smooth.convert("RGB"), "JPEG")).shape == (3, 48, 64)
     one = agrees(encode(smooth.convert("1"), "PNG"))
     assert one.dtype == torch.uint8 and set(one.unique().tolist()) == {0, 255}
+
+
+def by_pillow(data: bytes, factor: int = 1) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    pixels = np.asarray(ImageOps.exif_transpose(image).convert("L" if image.mode == "L" else "RGB"))
+    return (pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)).astype(int)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (97, 131), (1, 1), (8, 1), (15, 17), (1, 600)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "4:4:4", "4:2:2", "progressive", "turned", "restarts"])
+def test_jpeg_is_decoded_within_two_levels_of_pillow(size, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {
+        "4:4:4": {"subsampling": 0},
+        "4:2:2": {"subsampling": 1},
+        "progressive": {"progressive": True},
+        "turned": {"exif": exif},
+        "restarts": {"restart_marker_rows": 1},
+    }
+    smooth = np.add.outer(np.arange(size[1]), 2 * np.arange(size[0]))[..., None] + np.array([0, 90, 200])
+    image = Image.fromarray(((smooth + pixels(size[1], size[0], 3) // 8) % 256).astype(np.uint8))
+    data = encode(image.convert("L") if mode == "L" else image, "JPEG", quality=90, **options.get(mode, {}))
+    assert np.abs(agrees(data).numpy().astype(int) - by_pillow(data)).max() <= 2
+    for factor in (2, 4, 8):
+        seen = []
+        found = decode_shrunk(data, lambda *size, k=factor, seen=seen: seen.append(size) or k + 0.5)
+        assert seen == [(found.height, found.width)] and (found.height, found.width) == agrees(data).shape[1:]
+        assert found.factor == factor and found.pixels.shape[1] == -(-found.height // factor)
+        if min(size) >= 15:
+            assert np.abs(found.pixels.numpy().astype(int) - by_pillow(data, factor)).max() <= 2
+
+
+def test_photographs_are_decoded_within_two_levels_of_pillow(data_dir):
+    for path in sorted((data_dir / "imagenet-samples").glob("*.JPEG"))[::8]:
+        assert np.abs(decode(path).numpy().astype(int) - by_pillow(path.read_bytes())).max() <= 2
 
 
 def test_cmyk_jpeg_becomes_rgb():

@@ -13,7 +13,7 @@ from PIL import Image
 from unmask.data.augment import View, sample_seeds, uniform
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Loader
-from unmask.data.sources import open_source
+from unmask.data.sources import Source, open_source
 from unmask.errors import BadInput
 
 GREY = Preprocess(1, (0.5,), (0.25,))
@@ -127,6 +127,35 @@ def test_batches_are_the_same_from_any_step_and_with_any_workers(table):
 def test_one_pass_in_order_leaves_out_what_cannot_be_read(table):
     batches = list(Loader(table, GREY, (View((8, 8), crop_scale=None),), 5).once())
     assert torch.cat([batch.index for batch in batches]).tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+
+
+def test_large_photographs_are_decoded_at_a_fraction_and_give_the_same_picture(tmp_path):
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.normal(128, 60, (4, 3, 12, 16))).float()
+    smooth = torch.nn.functional.interpolate(coarse, (600, 800), mode="bicubic").clamp(0, 255).byte()
+    for i, picture in enumerate(smooth):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.jpg", quality=95)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    source, colour = open_source(tmp_path), Preprocess(3, (0.5,) * 3, (0.25,) * 3)
+    views = (View((48, 48)), View((32, 32), crop_scale=(0.3, 0.6)))
+    decoded = []
+    shrunk = Source.shrunk
+
+    def noted(self, i, most):
+        found = shrunk(self, i, most)
+        decoded.append(found.factor)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "shrunk", noted)
+        batch = next(Loader(source.subset(range(0, 8, 2)), colour, views, 4)())
+        wanted = next(Loader(source.subset(range(1, 8, 2)), colour, views, 4)())
+    assert set(decoded[:4]) <= {2, 4} and set(decoded[4:]) == {1}  # JPEG, PNG
+    for one, other in zip(batch.views, wanted.views, strict=True):
+        off = (one - other).abs() * 0.25 * 255
+        assert off.mean() < 1.5 and off.max() < 25  # half a pixel of the smaller image is what a box may be off
+    again = next(Loader(source.subset(range(0, 8, 2)), colour, views, 4, workers=1)())
+    assert all(torch.equal(a, b) for a, b in zip(batch.views, again.views, strict=True))
 
 
 def test_a_source_of_broken_images_is_refused(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 
 from unmask.errors import BadInput
 
-__all__ = ["BadInput", "embed", "inspect", "load", "pretrain", "probe"]
+__all__ = ["BadInput", "embed", "inspect", "load", "pack", "pretrain", "probe"]
 __version__ = version("unmask")
 
 
@@ -69,6 +69,14 @@ def inspect(data: str | Path, **settings: Any) -> dict[str, Any]:
     from unmask.verbs.inspect import inspect as look
 
     return look(Inspect(str(data), **settings))
+
+
+def pack(data: str | Path, *, out: str | Path, **settings: Any) -> dict[str, Any]:
+    """Decode and shrink a collection once, into a store, as `unmask pack` does. Returns what its result.json says."""
+    from unmask.verbs.pack import Pack
+    from unmask.verbs.pack import pack as write
+
+    return write(Pack(str(data), Path(out), **settings))
 
 
 def load(path: str | Path):

@@ -20,6 +20,12 @@ VERBS = {
         "pretrain",
         "learn from images without labels: an encoder, a verdict, a report",
     ),
+    "pack": (
+        "pack",
+        "Pack",
+        "pack",
+        "decode and shrink a collection once, into a store that is read many times faster",
+    ),
     "probe": ("probe", "Probe", "probe", "test a frozen encoder, beside an untrained one and raw pixels"),
     "reconstruct": (
         "reconstruct",
@@ -69,7 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"unmask: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"\nunmask: {str(stop) or 'stopped'}; go on with the same command and --resume", file=sys.stderr)
+        print(
+            f"\nunmask: {str(stop) or 'stopped'}; the same command goes on, with --resume where it has that",
+            file=sys.stderr,
+        )
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
 
 

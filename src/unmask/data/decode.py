@@ -1,27 +1,28 @@
 """Files to tensors, and what is done to every image alike before any view: channels, crop to content, padding, scale.
 
-All reading of image files is in this file: Pillow for the usual formats, torchvision for 16-bit colour PNG, tifffile
-for the TIFFs that Pillow would flatten to 8 bits or refuse (many channels, 16-bit colour, signed, double).
+All reading of image files is in this file: simplejpeg for what is plain about JPEG, Pillow for the usual formats,
+torchvision for 16-bit colour PNG, tifffile for the TIFFs that Pillow would flatten to 8 bits or refuse (many channels,
+16-bit colour, signed, double).
 """
 
 import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
+import simplejpeg
 import tifffile
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL import TiffImagePlugin as _TiffImagePlugin  # noqa: F401, each plugin adds its format on import
 from PIL import WebPImagePlugin as _WebPImagePlugin  # noqa: F401
 from tifffile import PHOTOMETRIC
-from torchvision.io import decode_png
 
 from unmask.errors import BadInput
 
@@ -29,6 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 GREY_MODES = frozenset({"1", "L", "LA", "La"})
+JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB"}  # Pillow's mode and simplejpeg's name
 WIDE_MODES = {"I;16": "uint16", "I;16L": "uint16", "I;16B": "uint16", "I;16N": "uint16", "F": "float32"}
 TIFF_COLOURS = {
     PHOTOMETRIC.MINISWHITE: 1,
@@ -65,27 +67,64 @@ def decode(data: bytes | Path) -> torch.Tensor:
     is taken, unless the file says that they are channels.
 
     Returns:
-        (C, H, W), uint8 or float32.
+        (C, H, W), uint8 or float32. In memory the channels of a pixel may lie side by side: resizing them is faster.
 
     Raises:
         UnreadableImage: not an image, damaged, of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or not finite.
     """
-    return _decode(data, None)
+    return _decode(data, None).pixels
 
 
-def thumbnail(data: bytes | Path, height: int, width: int) -> torch.Tensor:
-    """A small grey version, each pixel the mean of its area: (height, width) float32 on the scale of `decode`.
+class Shrunk(NamedTuple):
+    """An image, perhaps decoded at a fraction of its size."""
 
-    JPEG is decoded at a fraction of its size, which is several times faster.
+    pixels: torch.Tensor
+    """(C, ceil(height / factor), ceil(width / factor)), as `decode` returns them."""
+    height: int
+    """Of the image at its full size."""
+    width: int
+    factor: int
+    """1, 2, 4 or 8."""
+
+    def box(self, drawn: torch.Tensor) -> torch.Tensor:
+        """A row of `View.draw` for the image at its full size, (5,), as one for these pixels, to the nearest of them."""
+        top, left, height, width, flipped = drawn.tolist()
+        edges = [round(edge / self.factor) for edge in (top, left, top + height, left + width)]
+        top, left, bottom, right = edges
+        return torch.tensor([top, left, max(1, bottom - top), max(1, right - left), flipped])
+
+
+def decode_shrunk(data: bytes | Path, most: Callable[[int, int], float]) -> Shrunk:
+    """`decode`, but JPEG at 1/2, 1/4 or 1/8 of its size where that will do, which spares most of the work.
+
+    Args:
+        data: an encoded image.
+        most: given height and width at full size, how many times smaller the image may become.
 
     Raises:
         UnreadableImage: as `decode` does.
     """
-    image = _decode(data, (4 * width, 4 * height)).numpy()
-    rows, columns = (np.arange(n) * size // n for n, size in zip((height, width), image.shape[1:], strict=True))
+    return _decode(data, most)
+
+
+def thumbnail(image: bytes | Path | torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A small grey version, each pixel the mean of its area: (height, width) float32 on the scale of `decode`.
+
+    Args:
+        image: an encoded image, or pixels (C, H, W).
+        height: in pixels.
+        width: in pixels.
+
+    Raises:
+        UnreadableImage: as `decode` does.
+    """
+    if not isinstance(image, torch.Tensor):
+        image = decode_shrunk(image, lambda h, w: min(h // (4 * height), w // (4 * width))).pixels
+    pixels = image.numpy()
+    rows, columns = (np.arange(n) * size // n for n, size in zip((height, width), pixels.shape[1:], strict=True))
     # A block of no rows, in an image smaller than its thumbnail, is one row for reduceat
-    heights, widths = (np.diff(x, append=n).clip(1) for x, n in zip((rows, columns), image.shape[1:], strict=True))
-    sums = np.add.reduceat(np.add.reduceat(image.astype(np.float32), rows, axis=1), columns, axis=2)
+    heights, widths = (np.diff(x, append=n).clip(1) for x, n in zip((rows, columns), pixels.shape[1:], strict=True))
+    sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float32), rows, axis=1), columns, axis=2)
     return torch.from_numpy(sums.mean(0) / np.outer(heights, widths).astype(np.float32))
 
 
@@ -112,15 +151,23 @@ def size_of(data: bytes | Path) -> tuple[int, int, int, str]:
         return (1 if image.mode in GREY_MODES else 3), height, width, "uint8"
 
 
-def _decode(data: bytes | Path, draft: tuple[int, int] | None) -> torch.Tensor:
+def _decode(data: bytes | Path, most: Callable[[int, int], float] | None) -> Shrunk:
     with _reading(data) as (file, head):
         if head.startswith(TIFF_MAGIC) and (pixels := _tiff(file, header_only=False)) is not None:
-            return pixels
+            return _whole(pixels)
         image = _open(file)
         orientation = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns TIFFs itself
-        if draft is not None:
-            image.draft(None, draft)
+        if image.format in ("JPEG", "MPO") and image.mode in JPEG_COLOURS:
+            width, height = image.size
+            if orientation in range(5, 9):
+                width, height = height, width
+            limit = 1.0 if most is None else most(height, width)
+            factor = max((k for k in (2, 4, 8) if k <= limit), default=1)
+            if (pixels := _jpeg(file, image, factor)) is not None:
+                return Shrunk(_upright(pixels, orientation), height, width, factor)
         if _is_wide_png(head):
+            from torchvision.io import decode_png  # takes seconds to import, and such images are rare
+
             file.seek(0)
             encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
             pixels = _scale(decode_png(encoded).numpy(), 65535)
@@ -129,7 +176,23 @@ def _decode(data: bytes | Path, draft: tuple[int, int] | None) -> torch.Tensor:
         else:
             image.load()
             pixels = _pillow_pixels(image)
-        return _upright(pixels, orientation).contiguous()
+        return _whole(_upright(pixels, orientation))
+
+
+def _whole(pixels: torch.Tensor) -> Shrunk:
+    return Shrunk(pixels, pixels.shape[1], pixels.shape[2], 1)
+
+
+def _jpeg(file: IO[bytes], image: Image.Image, factor: int) -> torch.Tensor | None:
+    """The pixels of a JPEG that Pillow has opened, (C, H, W) not yet upright, the same as Pillow's but sooner; None if
+    anything is odd about it. What Pillow makes of it then counts."""
+    file.seek(0)
+    width, height = (-(-side // factor) for side in image.size)
+    try:
+        pixels = simplejpeg.decode_jpeg(file.read(), JPEG_COLOURS[image.mode], min_height=height, min_width=width)
+    except ValueError:  # any warning of libjpeg's is one
+        return None
+    return torch.from_numpy(pixels).permute(2, 0, 1) if pixels.shape[:2] == (height, width) else None
 
 
 @contextmanager
@@ -202,8 +265,8 @@ def _pillow_pixels(image: Image.Image) -> torch.Tensor:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if grey else "RGB")
-    return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
+    pixels = np.array(image.convert("L" if grey else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
 def _scale(pixels: np.ndarray, maximum: float | None) -> torch.Tensor:
@@ -308,7 +371,8 @@ def content(image: torch.Tensor) -> np.ndarray:
 
     By more than 16 of 255 grey levels in any channel; in images of floats, by as much of the image's own range.
     """
-    pixels, border = image.numpy(), border_colour(image).numpy()  # NumPy compares bytes many times faster than torch
+    # NumPy compares bytes many times faster than torch, if the planes lie one after another
+    pixels, border = image.contiguous().numpy(), border_colour(image).numpy()
     if image.dtype == torch.uint8:
         low, high = (
             border.clip(min=TOLERANCE) - np.uint8(TOLERANCE),
@@ -366,6 +430,7 @@ class Preprocess:
         image = _to_channels(image, self.channels)
         if not (self.trim or self.pad):
             return image
+        image = image.contiguous()
         border = border_colour(image)
         if self.trim and (box := content_box(content(image))) is not None:
             top, bottom, left, right = box
@@ -384,8 +449,11 @@ class Preprocess:
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) or (C, H, W), uint8 or float on any device, to float32 of zero mean and unit deviation."""
-        batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
-        return (batch - _per_channel(self.mean, batch)) / _per_channel(self.std, batch)
+        scale = 255 if batch.dtype == torch.uint8 else 1
+        mean, std = _per_channel(self.mean, batch), _per_channel(self.std, batch)
+        # one copy, then in place: a batch is larger than a processor's caches, and passes over it are what takes time
+        batch = batch.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return batch.sub_(mean * scale).div_(std * scale)
 
     def denormalise(self, x: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalise`, stretched from `low`..`high` to [0, 1] and clamped, to be shown: float32."""

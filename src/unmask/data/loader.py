@@ -11,15 +11,19 @@ import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from unmask.data.augment import View, sample_seeds
-from unmask.data.decode import Preprocess, UnreadableImage
+from unmask.data.decode import Preprocess, Shrunk, UnreadableImage
 from unmask.data.sources import Source
 from unmask.errors import BadInput
 
 KEPT = 2**30
 """Bytes of prepared images that all workers together keep from one epoch to the next."""
+
+SPARE = 2
+"""A large JPEG is decoded at a fraction of its size, but not below so many times the pixels a side that a crop will have:
+then the crop is resized as antialiased as from the whole image."""
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Loader:
         """Every image, read once, with a progress bar. BadInput if they are not of one size, or none can be read."""
         images, found = [], []
         keys = self._ordered()
-        reader = Reader(Renderer(self.source, self.preprocess, self.views, self.seed, replace=False, room=0))
+        reader = Reader(self.source, self.preprocess, self.views[0].size[1] / self.views[0].size[0])
         for batch, indices, failures in track(self._workers(reader, keys), "reading images", len(keys)):
             for path, reason in failures:
                 self.unreadable(path, reason)
@@ -172,64 +176,99 @@ class Renderer:
     replace: bool
     room: int
     """Bytes of prepared images that may be kept for later epochs."""
-    kept: dict[int, Tensor] = field(default_factory=dict)
+    kept: dict[int, Shrunk] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def prepared(self, i: int, aspect: float) -> Tensor:
+    def read(self, i: int, seed: Tensor, aspect: float) -> Shrunk:
         """Image `i` of the source, decoded, trimmed and padded: read once where it is small enough to be kept."""
         if i in self.kept:
             return self.kept[i]
-        image = self.preprocess.prepare(self.source.image(i), aspect)
-        if self.replace and image.nbytes <= self.room:  # one pass in order sees nothing twice
-            self.room -= image.nbytes
-            self.kept[i] = image.clone()  # a crop would keep the whole image alive
-        return image
+        if self.preprocess.trim or self.preprocess.pad:  # which look at all of it
+            image = self.preprocess.prepare(self.source.image(i), aspect)
+            found = Shrunk(image, image.shape[1], image.shape[2], 1)
+        else:
+            found = self.source.shrunk(i, lambda height, width: self.shrinkable(seed, height, width))
+            found = found._replace(pixels=self.preprocess.prepare(found.pixels, aspect))
+        # One pass in order sees nothing twice, and what is decoded at a fraction of its size depends on its crop
+        keep = self.replace and not self.large(found.height, found.width)
+        if keep and found.pixels.nbytes <= self.room:
+            self.room -= found.pixels.nbytes
+            self.kept[i] = found._replace(pixels=found.pixels.clone())  # a crop would keep the whole image alive
+        return found
 
-    def read(self, key: Key) -> tuple[list[Tensor], list[int], list[tuple[str, str]]]:
-        """Prepared images, where each stands in the source, and path and reason of those that could not be read."""
+    def large(self, height: int, width: int) -> bool:
+        """Whether some crop of so large an image may be decoded at a fraction of its size."""
+        return all(min(height / view.size[0], width / view.size[1]) >= 2 * SPARE for view in self.views)
+
+    def shrinkable(self, seed: Tensor, height: int, width: int) -> float:
+        """How many times smaller an image may be decoded, for the crops of a sample of this seed, () int64."""
+        if not self.large(height, width):
+            return 1
+        sides = torch.tensor([height]), torch.tensor([width])
+        crops = [view.draw(seed[None], *sides, number)[0].tolist() for number, view in enumerate(self.views)]
+        ratios = [
+            min(crop[2] / view.size[0], crop[3] / view.size[1]) for crop, view in zip(crops, self.views, strict=True)
+        ]
+        return min(ratios) / SPARE
+
+    def __getitem__(self, key: Key):
         aspect = self.views[0].size[1] / self.views[0].size[0]
-        images, indices, failures = [], [], []
-        for index in key.samples.tolist():
+        # the seed is that of the place in the order, so that a replaced sample is not drawn twice alike
+        seeds = sample_seeds(self.seed, key.epoch, torch.as_tensor(key.samples))
+        images, indices, used, failures = [], [], [], []
+        for place, index in enumerate(key.samples.tolist()):
             for candidate in range(index, index + len(self.source)) if self.replace else [index]:
                 i = candidate % len(self.source)
                 try:
-                    images.append(self.prepared(i, aspect))
+                    images.append(self.read(i, seeds[place], aspect))
                     indices.append(i)
+                    used.append(place)
                     break
                 except UnreadableImage as error:
                     failures.append((self.source.table["path"].iat[i], str(error)))
             else:
                 if self.replace:
                     raise BadInput(f"{self.source.name}: no image can be read ({failures[-1][1]})")
-        return images, indices, failures
-
-    def __getitem__(self, key: Key):
-        images, indices, failures = self.read(key)
-        index = torch.tensor(indices, dtype=torch.int64)
-        # the seed is that of the place in the order, so that a replaced sample is not drawn twice alike
-        seeds = sample_seeds(self.seed, key.epoch, torch.as_tensor(key.samples) if self.replace else index)
-        heights, widths = (torch.tensor([image.shape[axis] for image in images], dtype=torch.int64) for axis in (1, 2))
+        seeds = seeds[used]
+        heights, widths = (torch.tensor([image[axis] for image in images], dtype=torch.int64) for axis in (1, 2))
         views = []
         for number, view in enumerate(self.views):
             drawn = view.draw(seeds, heights, widths, number)
-            rendered = [view.render(image, row) for image, row in zip(images, drawn, strict=True)]
-            views.append(torch.stack(rendered) if rendered else torch.empty(0))
-        return views, index, seeds, failures
+            rendered = [
+                view.render(image.pixels, row if image.factor == 1 else image.box(row))
+                for image, row in zip(images, drawn, strict=True)
+            ]
+            views.append(stacked(rendered) if rendered else torch.empty(0))
+        return views, torch.tensor(indices, dtype=torch.int64), seeds, failures
+
+
+def stacked(images: list[Tensor]) -> Tensor:
+    """Images (C, H, W) as one batch (B, C, H, W), channels side by side in memory as most of them come; in a worker it is
+    made where the other process sees it."""
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 @dataclass
 class Reader:
-    """A key in, its images out as they are: (B, C, H, W), or None if they are of several sizes."""
+    """A key in, its prepared images out as they are: (B, C, H, W), or None if they are of several sizes."""
 
-    renderer: Renderer
+    source: Source
+    preprocess: Preprocess
+    aspect: float
 
     def __len__(self) -> int:
-        return len(self.renderer)
+        return len(self.source)
 
     def __getitem__(self, key: Key) -> tuple[Tensor | None, list[int], list[tuple[str, str]]]:
-        images, indices, failures = self.renderer.read(key)
+        images, indices, failures = [], [], []
+        for i in key.samples.tolist():
+            try:
+                images.append(self.preprocess.prepare(self.source.image(i), self.aspect))
+                indices.append(i)
+            except UnreadableImage as error:
+                failures.append((self.source.table["path"].iat[i], str(error)))
         alike = len({(image.shape, image.dtype) for image in images}) == 1
         return (torch.stack(images) if alike else None), indices, failures
 

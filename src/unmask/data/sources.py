@@ -1,15 +1,14 @@
-"""Where images come from, and what is known of each: folders, tables, `datasets`, tar shards, built-in sets."""
+"""Where images come from, and what is known of each: folders, tables, `datasets`, tar shards, stores, built-in sets."""
 
 import glob
 import hashlib
 import importlib.util
-import io
 import itertools
 import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,13 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
-from torchvision.transforms.v2 import functional as TF
+import torch.nn.functional as F
 
-from unmask.data.decode import SUFFIXES, UnreadableImage, decode, size_of
+from unmask.data.decode import SUFFIXES, Shrunk, UnreadableImage, decode, decode_shrunk, size_of
+from unmask.data.packed import Packed, is_store
 from unmask.errors import BadInput
 
-KINDS = "a folder, a .csv or .parquet table (or a glob of them), hf:NAME[:SPLIT], wds:PATTERN.tar, digits or photos"
+KINDS = "a folder, a .csv or .parquet table (or a glob of them), hf:NAME[:SPLIT], wds:PATTERN.tar, a packed store, "
+KINDS += "digits or photos"
 TABLES = (".csv", ".parquet")
 
 CROP = 64  # pixels, height and width of a crop of `photos`
@@ -37,7 +37,7 @@ NOT_PHOTOGRAPHS |= {"no_time_for_that_tiny", "phantom"}
 
 
 class Items(Protocol):
-    """The images of a source, encoded or, for built-in sets, as uint8 tensors (C, H, W)."""
+    """The images of a source: encoded, or, for built-in sets and stores, as tensors (C, H, W)."""
 
     def __getitem__(self, i: int) -> bytes | Path | torch.Tensor: ...
 
@@ -74,26 +74,39 @@ class Source:
         item = self.items[int(self.rows[i])]
         return item.clone() if isinstance(item, torch.Tensor) else decode(item)
 
+    def shrunk(self, i: int, most: Callable[[int, int], float]) -> Shrunk:
+        """Image `i`, perhaps at a fraction of its size, see `unmask.data.decode.decode_shrunk`. Its pixels may be those
+        of the source itself and must not be written to.
+
+        Raises:
+            UnreadableImage: it is missing or damaged.
+        """
+        item = self.items[int(self.rows[i])]
+        if isinstance(item, torch.Tensor):
+            return Shrunk(item, item.shape[1], item.shape[2], 1)
+        return decode_shrunk(item, most)
+
     def header(self, i: int) -> tuple[int, int, int, str]:
         """Channels, height, width and kind of image `i`, see `unmask.data.decode.size_of`.
 
         Raises:
             UnreadableImage: it is missing, or not an image.
         """
+        if isinstance(self.items, Packed):
+            return self.items.header(int(self.rows[i]))
         item = self.items[int(self.rows[i])]
         if isinstance(item, torch.Tensor):
             channels, height, width = item.shape
             return channels, height, width, "uint8"
         return size_of(item)
 
-    def encoded(self, i: int) -> bytes | Path:
-        """Image `i` as a file or its bytes (PNG for those of built-in sets).
+    def stored(self, i: int) -> bytes | Path | torch.Tensor:
+        """Image `i` as the source keeps it: a file, its bytes, or pixels (C, H, W), which must not be written to.
 
         Raises:
             UnreadableImage: it is missing.
         """
-        item = self.items[int(self.rows[i])]
-        return _png(item) if isinstance(item, torch.Tensor) else item
+        return self.items[int(self.rows[i])]
 
     def targets(self) -> np.ndarray:
         """Class index of each image, int64 (N,); -1 where the label is missing.
@@ -130,6 +143,7 @@ def open_source(spec: str | Path, *, image: str = "image", label: str = "label",
             - `hf:NAME[:SPLIT]`, by `datasets.load_dataset`; SPLIT is "train" unless given.
             - `wds:PATTERN`, WebDataset tar shards on a local disk, with {000..009} or * in the pattern; `cls` is the
               label (column `cls` if another is named), the fields of `json` are columns, and `txt` is one, too.
+            - a packed store, the folder that `unmask pack` writes; its own columns can be named as those of a table.
             - `digits[:train|:test]`: scikit-learn's 1,797 digits of 8×8, grey, four fifths of each class in train.
             - `photos[:train|:test]`: 64×64 RGB crops of the photographs that scikit-image and scikit-learn carry, shrunk
               to 512 pixels at most, the photograph as label; train from the left half of each (every 16 pixels), test
@@ -154,7 +168,7 @@ def open_source(spec: str | Path, *, image: str = "image", label: str = "label",
         return opened(name, match[2] or "train")
     path = Path(name).expanduser()
     if path.is_dir():
-        return _open_folder(name, path, columns)
+        return (_open_store if is_store(path) else _open_folder)(name, path, columns)
     if path.is_file():
         return _open_tables(name, [path], columns)
     if glob.has_magic(name):
@@ -577,6 +591,18 @@ def _fields(shard: str, sample: dict[str, Any], label: str) -> dict[str, Any]:
     return fields
 
 
+# --- packed stores
+
+
+def _open_store(name: str, folder: Path, columns: tuple[str, str, str]) -> Source:
+    items = Packed(folder)
+    raw = items.table.copy()
+    paths = raw.pop("path").tolist()
+    _require_columns(name, ["image", *raw.columns], columns)
+    known = _known(name, raw, columns, None)
+    return _source(name, items, paths, known, items.facts["classes"] if columns[1] == "label" else None)
+
+
 # --- built-in
 
 
@@ -628,7 +654,7 @@ class Crops:
 def _photograph(file: str) -> torch.Tensor:
     image = decode(Path(file))
     height, width = _shrunk(image.shape[1], image.shape[2])
-    image = TF.resize(image, [height, width], antialias=True)
+    image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
     return image.repeat(3, 1, 1) if image.shape[0] == 1 else image
 
 
@@ -664,12 +690,3 @@ def _open_photos(name: str, split: str) -> Source:
     paths = [f"{label}/{y},{x}" for label, (_, y, x) in zip(labels, boxes, strict=True)]
     table = pd.DataFrame({"label": pd.Series(labels, dtype=object)})
     return _source(name, Crops(tuple(files), file, top, left), paths, table, None)
-
-
-def _png(image: torch.Tensor) -> bytes:
-    pixels = image.permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).save(
-        file, "PNG", compress_level=1
-    )
-    return file.getvalue()

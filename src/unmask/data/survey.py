@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from unmask.data.decode import UnreadableImage, content, content_box, thumbnail
 from unmask.data.sources import Source
@@ -150,7 +151,7 @@ def survey(
             continue
         budget -= headers[i][1] * headers[i][2]
         try:
-            thumbnails[i] = thumbnail(source.encoded(i), THUMBNAIL, THUMBNAIL).numpy()
+            thumbnails[i] = thumbnail(source.stored(i), THUMBNAIL, THUMBNAIL).numpy()
         except UnreadableImage as error:
             unreadable[i] = str(error)
 
@@ -270,7 +271,9 @@ def _exact_duplicates(source: Source, indices: list[int]) -> list[list[int]]:
     for alike in by_size.values():
         for i in alike if len(alike) > 1 else ():
             try:
-                data = source.encoded(i)
+                data = source.stored(i)
+                if isinstance(data, torch.Tensor):
+                    data = np.array(data.shape).tobytes() + data.numpy().tobytes()
                 data = data.read_bytes() if isinstance(data, Path) else data
             except (OSError, UnreadableImage):  # gone since its header was read
                 continue

@@ -7,11 +7,11 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
 from rich.table import Table
 
 import unmask
@@ -328,7 +328,7 @@ def described(
     return {
         "unmask": unmask.__version__,
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["unmask", *sys.argv[1:]])
