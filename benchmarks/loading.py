@@ -11,8 +11,9 @@ workers and the same setting of the memory allocator; ours keeps no image from o
 
 The sets are made from the photographs in UNMASK_DATA_DIR/imagenet-samples: of 0.2 megapixels (JPEG at quality 95, which
 gives about the 108 kB that a file of ImageNet has), and enlarged to 12 megapixels, with and without the noise of a sensor.
-In each round every contestant runs for some seconds, after as many batches as wait ready; ratios are taken round by round,
-and their median is quoted. The files are in the page cache.
+In each round every contestant runs for some seconds; ratios are taken round by round, and their median is quoted. The
+files are in the page cache. With --workers 0 all is done in one thread, and seconds are those of the processor, which other
+programs on the machine disturb least.
 """
 
 import argparse
@@ -90,7 +91,8 @@ class Files(Dataset):
             return self.transform(Image.open(file).convert("RGB"))
 
 
-def theirs(folder: Path, batch_size: int, workers: int) -> Iterator[Tensor]:
+def theirs(seed: int, folder: Path, batch_size: int, workers: int) -> Iterator[Tensor]:
+    torch.manual_seed(seed)
     files = Files(folder)
     order = RandomSampler(files, replacement=True, num_samples=10**9)
     yield from DataLoader(
@@ -110,36 +112,38 @@ class Bytes(Preprocess):
         return batch
 
 
-def ours(source: str | Path, batch_size: int, workers: int, as_bytes: bool = False) -> Iterator[Tensor]:
+def ours(seed: int, source: Path, batch_size: int, workers: int, as_bytes: bool = False) -> Iterator[Tensor]:
     preprocess = Bytes(3, IMAGENET.mean, IMAGENET.std) if as_bytes else IMAGENET
-    for batch in Loader(open_source(source), preprocess, (View((224, 224)),), batch_size, workers=workers)():
+    view = View((224, 224))
+    for batch in Loader(open_source(source), preprocess, (view,), batch_size, seed=seed, workers=workers)():
         yield batch.views[0]
 
 
-def turn(batches: Iterator[Tensor], workers: int, seconds: float, sums: list[Tensor]) -> float:
-    """Images a second. What waits ready is taken first; then as much is made as is taken."""
-    for _ in range(READY * max(1, workers)):
+def turn(batches: Iterator[Tensor], settings: argparse.Namespace, sums: list[Tensor]) -> float:
+    """Images a second. The first batches, which bring the workers into step, do not count."""
+    clock = time.perf_counter if settings.workers else time.process_time
+    for _ in range((READY + 1) * settings.workers + 1):
         next(batches)
-    images, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        batch = next(batches)
-        images += len(batch)
-    rate = images / (time.perf_counter() - began)
-    for _ in range(8):
+    images, began = 0, clock()
+    while clock() - began < settings.seconds:
+        images += len(next(batches))
+    rate = images / (clock() - began)
+    for _ in range(4):
         batch = IMAGENET.normalise(batch) if (batch := next(batches)).dtype == torch.uint8 else batch
         sums.append(torch.stack([batch.mean((0, 2, 3)), batch.square().mean((0, 2, 3))]).double())
     return rate
 
 
-def compare(contestants: dict[str, Callable[[], Iterator[Tensor]]], settings: argparse.Namespace) -> dict:
-    running = {who: start() for who, start in contestants.items()}
-    rates: dict[str, list[float]] = {who: [] for who in running}
-    sums: dict[str, list[Tensor]] = {who: [] for who in running}
-    for _ in range(settings.rounds):
-        for who, batches in running.items():
-            rates[who].append(turn(batches, settings.workers, settings.seconds, sums[who]))
+def compare(contestants: dict[str, Callable[[int], Iterator[Tensor]]], settings: argparse.Namespace) -> dict:
+    rates: dict[str, list[float]] = {who: [] for who in contestants}
+    sums: dict[str, list[Tensor]] = {who: [] for who in contestants}
+    for seed in range(settings.rounds):
+        for who, start in contestants.items():
+            batches = start(seed)
+            rates[who].append(turn(batches, settings, sums[who]))
+            batches.close()  # type: ignore[attr-defined]  # its workers end, so that they take nothing from the next turn
     result = {}
-    for who in running:
+    for who in contestants:
         mean, square = torch.stack(sums[who]).mean(0)
         ratio = statistics.median(a / b for a, b in zip(rates[who], rates["MAE"], strict=True))
         result[who] = {
@@ -160,7 +164,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--images", type=int, default=1000, help="in the set of 0.2 megapixels")
     parser.add_argument("--machine", default=platform.platform(), help="what the results say it was")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="results of other numbers of workers that are in it stay")
     settings = parser.parse_args()
     photographs = sorted(Path(os.environ["UNMASK_DATA_DIR"], "imagenet-samples").glob("*.JPEG"))
     torch.set_num_threads(1)  # the workers have the cores
@@ -172,7 +176,6 @@ def main() -> None:
         "torchvision": str(torchvision.__version__),
         "pillow": PIL.__version__,
         "simplejpeg": simplejpeg.__version__,
-        "workers": settings.workers,
     }
     folder = Path(tempfile.mkdtemp(prefix="loading-"))
     try:
@@ -193,16 +196,18 @@ def main() -> None:
                 pack(open_source(files), store, Layout(256, form), command="", workers=settings.workers)
                 print(f"  packed as {form} at {count / (time.perf_counter() - began):,.0f} images/s")
                 sources[f"packed {form}"] = store
-            contestants = {"MAE": partial(theirs, files, **arguments)}
-            contestants |= {who: partial(ours, source, **arguments) for who, source in sources.items()}
+            contestants = {"MAE": partial(theirs, folder=files, **arguments)}
+            contestants |= {who: partial(ours, source=source, **arguments) for who, source in sources.items()}
             contestants |= {
-                f"{who}, bytes": partial(ours, source, as_bytes=True, **arguments) for who, source in sources.items()
+                f"{who}, bytes": partial(ours, source=source, as_bytes=True, **arguments)
+                for who, source in sources.items()
             }
             results[name] = {"kilobytes": round(size / 1e3), **compare(contestants, settings)}
     finally:
         shutil.rmtree(folder)
     if settings.out:
-        settings.out.write_text(json.dumps(results, indent=2) + "\n")
+        known = json.loads(settings.out.read_text()) if settings.out.is_file() else {}
+        settings.out.write_text(json.dumps(known | {f"{settings.workers} workers": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

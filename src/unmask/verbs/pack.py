@@ -106,7 +106,10 @@ def pack(settings: Pack) -> dict[str, Any]:
     }
     if finished and (settings.out / "result.json").is_file():
         result["seconds"] = json.loads((settings.out / "result.json").read_text(encoding="utf-8"))["seconds"]
-    write(settings.out / "result.json", json.dumps(result, indent=2) + "\n")
+    try:
+        write(settings.out / "result.json", json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise BadInput(f"{settings.out}/result.json cannot be written ({error.strerror}); the store is whole") from None
     done = "were packed before" if finished else f"packed in {result['seconds']:,.0f} s"
     console.print(
         f"{result['images']:,} images {done}, {len(unreadable):,} unreadable; {amount(size)} in {settings.out}. "

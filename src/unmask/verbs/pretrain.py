@@ -42,7 +42,7 @@ class Pretrain:
 
     data: str | None = None
     """Images to learn from: a folder, a .csv or .parquet table (or a glob of them) with a column `image`,
-    hf:NAME[:SPLIT], wds:PATTERN.tar, digits, or photos."""
+    hf:NAME[:SPLIT], wds:PATTERN.tar, a packed store, digits, or photos."""
     out: Path | None = None
     """Folder of the run, to be created."""
     encoder: str | None = None
