@@ -232,7 +232,9 @@ def test_the_filter_of_knn_loses_nothing(crowd, precision, crowded):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "choose_precision", lambda *_: (precision, ""))
         patch.setattr(knn, "CROWDED", crowded)  # 0: all multiplied in float64; 1: all picked out
-        similarity, neighbour = knn.neighbours(train, test, knn.Rough(train, k, len(test)), k)
+        rough = knn.Rough(train, k)
+        room = rough.train.new_empty(len(test), len(rough.train))
+        similarity, neighbour = knn.neighbours(train, test, rough, room)
     assert torch.equal(similarity, values[:, :k])
     assert torch.equal(neighbour.sort(dim=1).values, places[:, :k].sort(dim=1).values)  # among equals in any order
 
@@ -241,7 +243,8 @@ def test_the_filter_of_knn_loses_nothing(crowd, precision, crowded):
 def test_the_filter_of_knn_leaves_few_to_be_computed_again(precision, monkeypatch):
     monkeypatch.setattr(knn, "choose_precision", lambda *_: (precision, ""))
     train, test = F.normalize(noise(8000, 64), dim=1), F.normalize(noise(10, 64, seed=1), dim=1)
-    row, _ = knn.Rough(train, 20, 10).candidates(test)
+    rough = knn.Rough(train, 20)
+    row, _ = rough.candidates(test, rough.train.new_empty(10, len(rough.train)))
     count = row.bincount(minlength=10)
     assert (count >= 20).all() and (count < knn.CROWDED * 8000).all()
 

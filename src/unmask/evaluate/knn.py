@@ -11,15 +11,18 @@ linear probes do, while DINO takes the class token as it is. A masked autoencode
 every image shares, and its class token is longer than its mean token; without it k-NN would mostly see those.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.evaluate.features import check
+from unmask.evaluate.linear import one_thread
 from unmask.training.engine import choose_precision
 
-SIMILARITIES_AT_ONCE = 1 << 24
-"""How many similarities are held at a time: 32 MiB in bf16, and a few times that where nearly all are candidates."""
+SIMILARITIES_AT_ONCE = 1 << 23
+"""How many similarities a core holds at a time: 16 MiB in bf16, and up to ten times that where all are candidates."""
 
 CROWDED = 1 / 32
 """The share of the training vectors above which candidates are not worth picking out: all are multiplied in float64."""
@@ -46,42 +49,47 @@ def predict(
     check(train, train_targets, test, classes)
     train, test = F.normalize(train.float(), dim=1), F.normalize(test.float().to(train.device), dim=1)
     train_targets, k = train_targets.to(train.device), min(k, len(train))
-    rows = max(1, SIMILARITIES_AT_ONCE // len(train))
-    rough = Rough(train, k, min(rows, len(test)))
-    votes = []
-    for part in test.split(rows):
-        similarity, neighbour = neighbours(train, part, rough, k)  # (m, k) each
-        weight = ((similarity - similarity[:, :1]) / temperature).double().exp()  # the nearest has weight 1
-        vote = weight.new_zeros(len(part), classes).scatter_add_(1, train_targets[neighbour], weight)
-        votes.append(vote / vote.sum(dim=1, keepdim=True))
-    probabilities = torch.cat(votes)
+    rough, rows = Rough(train, k), max(1, SIMILARITIES_AT_ONCE // len(train))
+
+    def votes(test: Tensor) -> Tensor:
+        """Probabilities (m, K) float64 for one core's share of the test vectors (m, D)."""
+        room = rough.train.new_empty(min(rows, len(test)), len(rough.train))  # its pages are made only once
+        found = []
+        for part in test.split(rows):
+            similarity, neighbour = neighbours(train, part, rough, room[: len(part)])  # (m, k) each
+            weight = ((similarity - similarity[:, :1]) / temperature).double().exp()  # the nearest has weight 1
+            vote = weight.new_zeros(len(part), classes).scatter_add_(1, train_targets[neighbour], weight)
+            found.append(vote / vote.sum(dim=1, keepdim=True))
+        return torch.cat(found)
+
+    cores = torch.get_num_threads() if train.device.type == "cpu" else 1
+    with one_thread(), ThreadPoolExecutor(cores) as pool:
+        probabilities = torch.cat(list(pool.map(votes, test.chunk(cores))))
     return probabilities.argmax(dim=1), probabilities.float()
 
 
 class Rough:
-    """Similarities to unit vectors `train` (N, D) in the fastest arithmetic there is, for `rows` vectors at a time."""
+    """Similarities to unit vectors `train` (N, D) in the fastest arithmetic there is."""
 
-    def __init__(self, train: Tensor, k: int, rows: int):
+    def __init__(self, train: Tensor, k: int):
         self.N, self.k = len(train), k
         fast = train.device.type == "cpu" and choose_precision("auto", train.device)[0] == "bf16"
         self.dtype = torch.bfloat16 if fast else torch.float32
-        self.size = min(64, max(1, self.N // (8 * k)))  # training vectors a group
-        # At least k groups; vector i is in group i % groups, for classes may lie together
-        self.groups = -(-self.N // self.size)
+        # Vector i is in group i % groups, not beside its neighbours in `train`, which may be of one class
+        self.size = min(64, max(1, self.N // (8 * k)))
+        self.groups = -(-self.N // self.size)  # at least k
         self.train = F.pad(train.to(self.dtype), (0, 0, 0, self.groups * self.size - self.N))
         self.lost = self.rounding(train).max()
-        # Kept: to allocate it costs as much as to fill it
-        self.similarities = self.train.new_empty(rows, len(self.train))
 
     def rounding(self, x: Tensor) -> Tensor:
         """At least the length of what rounding takes from each vector (n, D), (n, 1)."""
         if self.dtype == torch.bfloat16:
-            return (x - x.bfloat16()).norm(dim=1, keepdim=True)
+            return torch.cat([(part - part.bfloat16()).norm(dim=1, keepdim=True) for part in x.split(1024)])
         return x.new_full((len(x), 1), UNIT)  # for torch.set_float32_matmul_precision lets it be as coarse as bf16
 
-    def candidates(self, test: Tensor) -> tuple[Tensor, Tensor]:
+    def candidates(self, test: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
         """Row in unit vectors `test` (m, D) and index in `train`, (P,) each, in this order, of all pairs that may be among
-        the k most similar of their row, those at the same similarity as the k-th included.
+        the k most similar of their row, those as similar as the k-th included. room: where the similarities go, (m, N').
 
         With a', b' for the rounded a, b, and u = 2^-24, by Cauchy-Schwarz and for a sum of D products in float32,
             |sum a'b' - <a, b>| <= |a - a'| |b| + |a'| |b - b'| + 2 D u = error,
@@ -89,7 +97,7 @@ class Rough:
         so k true ones are at least t - UNIT |t| - error, and a pair with as much has a sum of at least t - UNIT |t| - 2
         error. Rounding keeps the order, so its rounded sum is at least this bound, rounded.
         """
-        similarities = torch.mm(test.to(self.dtype), self.train.T, out=self.similarities[: len(test)])
+        similarities = torch.mm(test.to(self.dtype), self.train.T, out=room)
         similarities[:, self.N :] = -torch.inf  # the padding
         similarities = similarities.unflatten(1, (self.size, self.groups))
         maxima = similarities.amax(dim=1)  # (m, groups)
@@ -102,9 +110,9 @@ class Rough:
         return order // self.N, order % self.N
 
 
-def neighbours(train: Tensor, test: Tensor, rough: Rough, k: int) -> tuple[Tensor, Tensor]:
+def neighbours(train: Tensor, test: Tensor, rough: Rough, room: Tensor) -> tuple[Tensor, Tensor]:
     """The k greatest similarities of each of `test` (m, D) and their places in `train` (N, D), (m, k) each; as `nearest`."""
-    row, column = rough.candidates(test)
+    (row, column), k = rough.candidates(test, room), rough.k
     count = row.bincount(minlength=len(test))
     few = count <= CROWDED * len(train)
     values, places = test.new_empty(len(test), k), row.new_empty(len(test), k)
