@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from unmask.training import distributed
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SETTINGS = ["--encoder", "vit-tiny/4", "--image-size", "16", "--steps", "40", "--batch-size", "8", "--workers", "0"]
 SETTINGS += ["--device", "cpu", "--precision", "float32"]
@@ -99,3 +101,45 @@ def test_one_process_that_dies_ends_the_rest(pictures, tmp_path):
     os.kill(int(ranks[1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert (process.returncode != 0 and "SIGKILL" in err) or "exitcode: -9" in err.replace(" ", "")
+
+
+def network() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.BatchNorm1d(64, affine=False)
+    )
+
+
+def loss(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Each row of this process against the rows of all, as contrastive losses have it."""
+    z = module(x)
+    return (z @ distributed.gather(z).T).square().mean()
+
+
+def one_of_two(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    module, x = network(), torch.load(folder / "x.pt")
+    distributed.synchronise(module)
+    parallel = distributed.spread(module, shard=False)
+    value = loss(parallel, x[rank * 6 : rank * 6 + 6])
+    value.backward()
+    found = {"loss": distributed.mean(value), **module.state_dict()}
+    found |= {f"{name}.grad": p.grad for name, p in module.named_parameters()}
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_batch_norm_and_gathered_rows_are_those_of_one_process(tmp_path):
+    x = torch.randn(12, 3, 6, 6) * 3 + 1
+    torch.save(x, tmp_path / "x.pt")
+    torch.multiprocessing.start_processes(one_of_two, (tmp_path,), nprocs=2, start_method="spawn")
+    module = network()
+    value = loss(module, x)
+    value.backward()
+    wanted = {"loss": value, **module.state_dict()}
+    wanted |= {f"{name}.grad": p.grad for name, p in module.named_parameters()}
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)

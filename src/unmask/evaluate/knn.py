@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.evaluate.features import check
 from unmask.evaluate.linear import one_thread
-from unmask.training.engine import choose_precision
+from unmask.training.engine import choose_precision, keep_memory
 
 SIMILARITIES_AT_ONCE = 1 << 23
 """How many similarities a core holds at a time: 16 MiB in bf16, and up to ten times that where all are candidates."""
@@ -27,7 +27,7 @@ SIMILARITIES_AT_ONCE = 1 << 23
 CROWDED = 1 / 32
 """The share of the training vectors above which candidates are not worth picking out: all are multiplied in float64."""
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """How many numbers are made float64 at a time."""
 
 UNIT = 2**-8
@@ -47,6 +47,8 @@ def predict(
     Raises BadInput for shapes that do not fit, targets out of range, NaN, or fewer than two classes.
     """
     check(train, train_targets, test, classes)
+    if train.device.type == "cpu":
+        keep_memory()  # half of the time would go into pages, returned and fetched again
     train, test = F.normalize(train.float(), dim=1), F.normalize(test.float().to(train.device), dim=1)
     train_targets, k = train_targets.to(train.device), min(k, len(train))
     rough, rows = Rough(train, k), max(1, SIMILARITIES_AT_ONCE // len(train))

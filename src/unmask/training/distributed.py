@@ -102,6 +102,48 @@ def gather(x: Tensor) -> Tensor:
     return x if world() == 1 else _Gather.apply(x)  # type: ignore[return-value]
 
 
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose mean and variance are those of all processes' samples, of which each has as many, with gradients
+    through them. On any device: torch's own is for GPUs alone."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (B, C, …)."""
+        if not self.training or world() == 1:
+            return super().forward(input)
+        axes, shape = [0, *range(2, input.ndim)], [1, -1] + [1] * (input.ndim - 2)
+        x = input.float()
+        means = x.mean(axes)
+        stats = gather(torch.stack([means, (x - means.view(shape)).square().mean(axes)])[None])  # (world, 2, C)
+        mean = stats[:, 0].mean(0)
+        var = (stats[:, 1] + (stats[:, 0] - mean).square()).mean(0)
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            n = world() * input.numel() // input.shape[1]
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+                self.running_var.lerp_(var * n / (n - 1), momentum)  # type: ignore[union-attr]
+        x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
+        if self.affine:
+            x = x * self.weight.view(shape) + self.bias.view(shape)
+        return x.to(input.dtype)
+
+
+def synchronise(module: nn.Module) -> None:
+    """Let every batch norm within see the samples of all processes. Names of parameters stay."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            options = {name: getattr(child, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
+            into = SyncBatchNorm(child.num_features, **options)
+            into.load_state_dict(child.state_dict())
+            setattr(module, name, into.train(child.training))
+        else:
+            synchronise(child)
+
+
 # Models
 
 
