@@ -2,11 +2,15 @@
 
     uv run python benchmarks/mae_step.py [--encoders vit-base/16 vit-small/16] [--batch-size 16] [--rounds 4]
 
-Each step is forward, backward, optimiser, on the same images: 224 px, ratio 0.75, decoder 512 x 8 for all three. Two
-comparisons: at equal bf16 (autocast for all), and out of the box (each at its own defaults: ours takes bf16 where the
-processor has it and the fused AdamW; theirs run float32 and torch's default AdamW). In each round every contestant makes
+Each step is forward, backward, optimiser, on the same images: 224 px, ratio 0.75, decoder 512 x 8 for all three. Three
+comparisons: at equal bf16 (autocast for all), the same with all three through torch.compile, and out of the box (each at
+its own defaults: ours takes bf16 where the processor has it and the fused AdamW; theirs run float32 and torch's default
+AdamW). In each round every contestant makes
 two steps, so that a machine that slows down slows all of them down; ratios are taken round by round, and their median is
 quoted. All of them run with the same setting of the memory allocator, and masks are drawn inside the step.
+
+FLOPs are counted by torch (matrix products of one step of ours, forwards and backwards, two for each multiplication and
+addition). The peak is the fastest of several products of square bf16 matrices, each round before the contestants.
 """
 
 import argparse
@@ -22,6 +26,7 @@ import transformers
 from lightly.models import utils
 from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from unmask import models
@@ -91,9 +96,10 @@ class HuggingFace(nn.Module):
         return self.mae(pixel_values=images).loss
 
 
-def contestant(model: nn.Module, device: torch.device, bf16: bool, fused: bool):
+def contestant(model: nn.Module, device: torch.device, bf16: bool, fused: bool, compiled: bool):
     """A function that makes one step."""
     model.to(device).train()
+    forward = torch.compile(model) if compiled else model
     if fused:
         (optimiser,) = optimisers_for(model, Recipe(100, 1e-4))
     else:
@@ -102,12 +108,36 @@ def contestant(model: nn.Module, device: torch.device, bf16: bool, fused: bool):
 
     def step(images):
         with context:
-            loss = model(images)
+            loss = forward(images)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
     return step
+
+
+def peak(device: torch.device) -> float:
+    """Matrix products in bf16, operations a second."""
+    best = 0.0
+    for size in (1024, 2048, 4096, *([8192, 16384] if device.type == "cuda" else [])):
+        a = torch.randn(size, size, device=device).bfloat16()
+        for repeat in range(4):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            a @ a
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def operations(step, images) -> float:
+    """Of one step, an image."""
+    with FlopCounterMode(display=False) as counter:
+        step(images)
+    return counter.get_total_flops() / len(images)
 
 
 def main() -> None:
@@ -116,6 +146,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="steps a round")
+    parser.add_argument("--comparisons", nargs="+", default=["equal bf16", "equal bf16, compiled", "out of the box"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     settings = parser.parse_args()
@@ -132,15 +163,17 @@ def main() -> None:
     }
     for name in settings.encoders:
         images = torch.randn(settings.batch_size, 3, 224, 224, device=device)
-        for comparison in ("equal bf16", "out of the box"):
-            theirs = comparison == "equal bf16"
+        for comparison in settings.comparisons:
+            theirs, compiled = comparison != "out of the box", comparison == "equal bf16, compiled"
             steps = {
-                "unmask": contestant(Ours(name), device, bf16=fast if not theirs else True, fused=True),
-                "lightly": contestant(Lightly(name), device, bf16=theirs, fused=False),
-                "Hugging Face": contestant(HuggingFace(name), device, bf16=theirs, fused=False),
+                "unmask": contestant(Ours(name), device, bf16=fast or theirs, fused=True, compiled=compiled),
+                "lightly": contestant(Lightly(name), device, bf16=theirs, fused=False, compiled=compiled),
+                "Hugging Face": contestant(HuggingFace(name), device, bf16=theirs, fused=False, compiled=compiled),
             }
             rates: dict[str, list[float]] = {who: [] for who in steps}
+            flops, peaks = operations(contestant(Ours(name), device, theirs, True, False), images), []
             for round_number in range(settings.rounds + 1):
+                peaks.append(peak(device))
                 for who, step in steps.items():
                     began = time.perf_counter()
                     for _ in range(settings.steps):
@@ -154,10 +187,22 @@ def main() -> None:
                 f"unmask / {who}": statistics.median(a / b for a, b in zip(rates["unmask"], rates[who], strict=True))
                 for who in ("lightly", "Hugging Face")
             }
-            results[f"{name}, {comparison}"] = {"images_per_second": line, "ratios": ratios}
+            share = statistics.median(rate * flops / top for rate, top in zip(rates["unmask"], peaks[1:], strict=True))
+            results[f"{name}, {comparison}"] = {
+                "images_per_second": line,
+                "ratios": ratios,
+                "gflop_an_image": flops / 1e9,
+                "peak_gflop_per_second": statistics.median(peaks) / 1e9,
+                "share_of_peak": share,
+            }
             print(f"{name}, {comparison}:", ", ".join(f"{who} {value:.2f} images/s" for who, value in line.items()))
-            print("   ", ", ".join(f"{who} {value:.2f}" for who, value in ratios.items()), flush=True)
+            print("   ", ", ".join(f"{who} {value:.2f}" for who, value in ratios.items()))
+            print(
+                f"    {flops / 1e9:.1f} GFLOP an image, {share:.0%} of {statistics.median(peaks) / 1e9:,.0f} GFLOP/s",
+                flush=True,
+            )
             del steps
+            torch.compiler.reset()
     if settings.out:
         settings.out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.data.augment import MASK_STREAM, View, uniform
@@ -163,8 +164,8 @@ class MAE(Method):
         "Reconstruction target"), with the reference's unbiased variance and 1e-6."""
         if not self.settings.norm_pix:
             return patches
-        mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
-        return (patches - mean) / (var + 1e-6).sqrt()
+        shrink = (patches.shape[-1] - 1) / patches.shape[-1]  # layer norm divides by N where the reference does by N - 1
+        return F.layer_norm(patches, patches.shape[-1:], eps=1e-6 * shrink) * shrink**0.5
 
     def loss(self, images: Tensor, keep: Tensor, masked: Tensor) -> dict[str, Tensor]:
         """Mean squared error for images (B, C, H, W), visible patches `keep` (B, K) and hidden ones `masked` (B, M).
@@ -177,7 +178,7 @@ class MAE(Method):
         target = self.targets(take(patchify(images, self.encoder.patch_size), counted))
         predicted = self.decode(images, keep, masked, everywhere)
         return {
-            "loss": (predicted.float() - target).square().mean(),
+            "loss": F.mse_loss(predicted.float(), target),
             "uninformed": (target - target.mean(dim=(0, 1))).square().mean(),
         }
 
