@@ -14,6 +14,7 @@ from unmask.errors import BadInput
 VERBS = {
     "quickstart": ("quickstart", "Quickstart", "quickstart", "the whole way once, on photographs that came along"),
     "inspect": ("inspect", "Inspect", "inspect", "what is in a collection, and the settings it asks for"),
+    "plan": ("plan", "Plan", "plan", "the memory and the time that a training will need"),
     "pretrain": (
         "pretrain",
         "Pretrain",

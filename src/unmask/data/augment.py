@@ -33,7 +33,7 @@ def sample_seeds(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
     return mix(mix(start + GOLDEN * (torch.as_tensor(epoch, device=index.device) + 1)) + GOLDEN * (index + 1))
 
 
-@torch.compiler.disable  # its compiler for CPUs multiplies the constants out, beyond 64 bits
+@torch.compiler.disable()  # its compiler for CPUs multiplies the constants out, beyond 64 bits
 def uniform(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
     """Uniform numbers in [0, 1), (B, count) float64, for sample seeds (B,): the draws number stream, stream + 1, …"""
     counters = torch.arange(stream + 1, stream + count + 1, device=seeds.device)

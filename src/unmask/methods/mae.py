@@ -26,7 +26,7 @@ from unmask.data.augment import MASK_STREAM, View, uniform
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, unpatchify
-from unmask.methods.method import Method
+from unmask.methods.method import Method, Paper
 from unmask.models.vit import ViT
 from unmask.training.engine import Clock
 
@@ -72,8 +72,8 @@ class MAE(Method):
     ENCODER: ClassVar = {"positions": "sincos", "pool": "class+mean"}
     """How the encoder is built: fixed positions (section A.1); features are the class token, which the paper probes, beside
     the mean of the patch tokens, which it fine-tunes (as DINO's linear evaluation of ViT-B has them side by side)."""
-    BETAS = (0.9, 0.95)
-    """AdamW's, table 8."""
+    PAPERS: ClassVar = {"vit": Paper("vit-base/16", 4096, 1.5e-4, 800, 40, weight_decay=0.05, betas=(0.9, 0.95))}
+    """Table 8."""
 
     def __init__(self, encoder: ViT, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
         super().__init__()
@@ -164,7 +164,9 @@ class MAE(Method):
         "Reconstruction target"), with the reference's unbiased variance and 1e-6."""
         if not self.settings.norm_pix:
             return patches
-        shrink = (patches.shape[-1] - 1) / patches.shape[-1]  # layer norm divides by N where the reference does by N - 1
+        shrink = (patches.shape[-1] - 1) / patches.shape[
+            -1
+        ]  # layer norm divides by N where the reference does by N - 1
         return F.layer_norm(patches, patches.shape[-1:], eps=1e-6 * shrink) * shrink**0.5
 
     def loss(self, images: Tensor, keep: Tensor, masked: Tensor) -> dict[str, Tensor]:

@@ -48,13 +48,27 @@ def start(device: torch.device) -> torch.device:
     return device
 
 
+_apart = False
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Meanwhile this process is on its own: what it trains, such as a probe, is no matter of the others."""
+    global _apart
+    _apart, before = True, _apart
+    try:
+        yield
+    finally:
+        _apart = before
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _apart else 0
 
 
 def world() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _apart else 1
 
 
 def wait() -> None:
@@ -155,6 +169,8 @@ def spread(method: nn.Module, shard: bool) -> nn.Module:
     """
     if world() == 1:
         return method
+    if getattr(method, "SYNCHRONISED", True):
+        synchronise(method)
     if not shard:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a name that older torch lacks
             return DistributedDataParallel(method, broadcast_buffers=False)  # methods keep theirs alike themselves

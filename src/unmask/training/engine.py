@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from unmask.errors import BadInput
 from unmask.training import distributed, health
-from unmask.training.optim import Recipe, optimisers_for, rate
+from unmask.training.optim import Recipe, optimisers_for, schedule
 from unmask.training.run import Run
 
 console = Console(highlight=False, soft_wrap=True)
@@ -211,9 +211,7 @@ def fit(
             while step < recipe.steps and not stop:
                 torch.manual_seed(seed_of(recipe.seed, step, distributed.rank()))
                 clock = Clock(step, recipe.steps, step / recipe.steps_per_epoch)
-                lr = rate(recipe, step)
-                for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-                    group["lr"] = lr
+                lr = schedule(optimisers, recipe, step)
                 for part in range(recipe.accumulate):
                     with meter.waiting():
                         batch = next(stream)

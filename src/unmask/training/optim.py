@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from timm.optim.lars import Lars
 from torch import nn
+
+Optimiser = Literal["adamw", "muon", "lars", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,18 @@ class Recipe:
     """Steps over which the rate rises linearly from 0."""
     min_lr: float = 0.0
     """The rate at the end of the cosine."""
+    milestones: tuple[float, ...] = ()
+    """Shares of the run after which the rate falls to a tenth, instead of along a cosine."""
     weight_decay: float = 0.05
-    """Decoupled weight decay, on matrices only: not on biases, norms, tokens and positions."""
+    """Weight decay, on matrices only: not on biases, norms, tokens and positions. Decoupled for AdamW and Muon."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, reached along a cosine; None: the same throughout."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging of gradients and of their squares."""
-    optimiser: Literal["adamw", "muon"] = "adamw"
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+    momentum: float = 0.9
+    """Of LARS and SGD."""
+    optimiser: Optimiser = "adamw"
+    """AdamW for everything; Muon for the matrices of the blocks and AdamW for the rest; LARS or SGD for everything."""
     clip: float | None = None
     """Largest norm of the gradient; None leaves it alone."""
     accumulate: int = 1
@@ -37,11 +46,28 @@ class Recipe:
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then half a cosine down to min_lr (Loshchilov & Hutter 2017)."""
+    """Learning rate of step `step` (from 0): linear warm-up, then half a cosine down to min_lr (Loshchilov & Hutter 2017),
+    or a tenth after each milestone."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
-    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    if recipe.milestones:
+        return recipe.lr * 0.1 ** sum(step >= share * recipe.steps for share in recipe.milestones)
+    return cosine(recipe.lr, recipe.min_lr, (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along half a cosine, `progress` from 0 to 1."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def schedule(optimisers: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> float:
+    """Give every group its rate and decay of this step; return the rate."""
+    lr = rate(recipe, step)
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+        group["lr"] = lr
+        if recipe.weight_decay_end is not None and group["weight_decay"] > 0:
+            group["weight_decay"] = cosine(recipe.weight_decay, recipe.weight_decay_end, step / recipe.steps)
+    return lr
 
 
 def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -50,6 +76,9 @@ def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
     Both take the same rate and decay: Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is
     Scalable for LLM Training", section 2.2). AdamW is fused: one pass over memory for all parameters.
+
+    LARS (You et al. 2017, as SimCLR and BYOL use it) scales the step of each matrix by its own size, with trust
+    coefficient 0.001; biases and norms are neither decayed nor scaled.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [(name, p) for name, p in named if p.ndim >= 2 and name.endswith("weight")]
@@ -57,13 +86,16 @@ def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     taken = {id(p) for p in inner}
     outer = [p for _, p in matrices if id(p) not in taken]
     taken |= {id(p) for p in outer}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": outer, "weight_decay": recipe.weight_decay},
         {"params": [p for _, p in named if id(p) not in taken], "weight_decay": 0.0},
     ]
-    built: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=recipe.betas, fused=True)
-    ]
+    groups = [g for g in groups if g["params"]]
+    if recipe.optimiser == "lars":
+        return [Lars(groups, lr=recipe.lr, momentum=recipe.momentum)]  # type: ignore[arg-type, list-item]
+    if recipe.optimiser == "sgd":
+        return [torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)]
+    built: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)]
     if inner:
         decay = recipe.weight_decay
         built.append(torch.optim.Muon(inner, lr=recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))

@@ -11,6 +11,8 @@ import torch
 from unmask.data.loader import KEPT
 from unmask.data.survey import Survey, channels_for
 from unmask.errors import BadInput
+from unmask.methods.method import Method, Paper
+from unmask.models.vit import SIZES
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,27 @@ class Choices(dict[str, Choice]):
         return self[name].value
 
 
-def choose(survey: Survey, asked: dict[str, Any], device: str) -> dict[str, Choice]:
+def kind_of(encoder: str) -> str:
+    """Which of a method's recipes an encoder takes: "vit" or "resnet"."""
+    return "vit" if encoder.split("/")[0] in SIZES else "resnet"
+
+
+def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Method]) -> dict[str, Choice]:
     """Every setting that depends on the data: by rule from the survey, where `asked` has None.
 
-    Raises BadInput for mixed channel counts and for images smaller than a patch.
+    Raises BadInput for mixed channel counts, images smaller than a patch, and an encoder that the method cannot train.
     """
     choices = Choices(asked)
     size = choose_pixels(choices, survey)
-    patch = choose_encoder(choices, survey, size)
-    choose_schedule(choices, survey.count, size[0] * size[1] // patch**2, device)
+    patch = choose_encoder(choices, survey, size, next(iter(method.PAPERS)))
+    encoder = choices["encoder"].value
+    if kind_of(encoder) not in method.PAPERS:
+        raise BadInput(
+            f"--encoder {encoder}: {method.__name__} hides or reads patches and needs a ViT, as in vit-tiny/8"
+        )
+    paper = method.PAPERS[kind_of(encoder)]
+    choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
+    choose_optimiser(choices, paper)
     choose_reading(choices, survey, device)
     return dict(choices)
 
@@ -82,14 +96,17 @@ def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
     return parse_size(str(choices.settle("image_size", str(side), f"{what} (median)")))
 
 
-def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int]) -> int:
+def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind: str) -> int:
     """The encoder, by the number of images and their size; returns its patch size in pixels."""
     side, n = min(size), survey.count
     wanted = 16 if side >= 112 else 8 if side >= 56 else 4 if side >= 24 else 2
     patch = next(p for p in range(wanted, 0, -1) if size[0] % p == 0 and size[1] % p == 0)
     name = "tiny" if n < 20_000 else "small" if n < 200_000 else "base"
     cut = f"patches of {patch} cut {size[0]} x {size[1]} pixels into {size[0] // patch} x {size[1] // patch}"
-    encoder = choices.settle("encoder", f"vit-{name}/{patch}", f"{n:,} images; {cut}")
+    if kind == "vit":
+        encoder = choices.settle("encoder", f"vit-{name}/{patch}", f"{n:,} images; {cut}")
+    else:
+        encoder = choices.settle("encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images")
     if (after := encoder.rpartition("/")[2]).isdigit() and int(after):
         patch = int(after)
     path, height, width = survey.smallest
@@ -101,24 +118,28 @@ def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int]) -> i
     return patch
 
 
-def choose_schedule(choices: Choices, n: int, patches: int, device: str) -> None:
+def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device: str) -> None:
     """Batch, rate and length, for n images of so many patches.
 
     A CPU computes small batches nearly as fast as large ones, and for the same images they make more steps.
     """
-    most, why = (64, "a CPU gains nothing from more") if device == "cpu" else (256, "a GPU wants full batches")
+    most, why = (
+        (paper.small_batch, "a CPU gains nothing from more") if device == "cpu" else (256, "a GPU wants full batches")
+    )
     by_memory = 2 ** int(math.log2(max(16, 65536 / max(1, patches))))
     by_count = 2 ** int(math.log2(max(16, n / 32)))
     reason = f"{n:,} images of {patches} patches; at most {most}: {why}"
     batch = choices.settle("batch_size", min(most, by_memory, by_count, n), reason)
     if batch > n:
         raise BadInput(f"--batch-size {batch} is more than the {n} images there are: use at most {n}")
-    # The paper's 1.5e-4 x B / 256 holds at its B of 4096. Adam's steps are of unit size whatever the batch, and their
-    # noise falls with its root: Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms".
-    usual = float(f"{1.5e-4 * math.sqrt(4096 / batch):.3g}")
-    rule = (
-        f"the paper's 1.5e-4 at its batch of 4096, x sqrt(4096 / {batch}): Adam's rate goes with the root of the batch"
-    )
+    # Adam's steps are of unit size whatever the batch, and their noise falls with its root: Malladi et al. 2022, "On the
+    # SDEs and Scaling Rules for Adaptive Gradient Algorithms"
+    if paper.scaling == "root":
+        usual = float(f"{paper.base_lr * math.sqrt(paper.batch_size / batch):.3g}")
+        rule = f"the paper's {paper.base_lr:g} at its batch of {paper.batch_size}, x sqrt({paper.batch_size} / {batch})"
+        rule += ": the rate goes with the root of the batch"
+    else:
+        usual, rule = paper.base_lr, "the paper's: the rate goes with the batch"
     base = choices.settle("base_lr", usual, rule)
     choices["lr"] = Choice(base * batch / 256, f"base_lr x batch / 256 = {base:g} x {batch} / 256 (linear scaling)")
     choices["usual_lr"] = Choice(usual * batch / 256, "")
@@ -127,11 +148,26 @@ def choose_schedule(choices: Choices, n: int, patches: int, device: str) -> None
     if (steps := choices.asked.get("steps")) is not None:
         choices["steps"] = Choice(steps, f"as asked: {steps / per_epoch:.1f} epochs")
     else:
-        epochs = choices.settle("epochs", 800.0, "the paper's")
+        epochs = choices.settle("epochs", paper.epochs, "the paper's")
         steps = max(1, round(epochs * per_epoch))
         choices["steps"] = Choice(steps, f"{epochs:g} epochs x {per_epoch:,} batches of {batch}")
-    warmup = choices.settle("warmup", 0.05, "share of all steps; the paper's 40 epochs of 800")
-    choices["warmup_steps"] = Choice(round(warmup * steps), f"{warmup:g} x {steps:,}")
+    usual = paper.warmup / paper.epochs
+    warmup = choices.settle(
+        "warmup", usual, f"share of all steps; the paper's {paper.warmup:g} epochs of {paper.epochs:g}"
+    )
+    choices["warmup_steps"] = Choice(round(warmup * steps), f"{warmup:.3g} x {steps:,}")
+
+
+def choose_optimiser(choices: Choices, paper: Paper) -> None:
+    """The optimiser and what belongs to it: the paper's, said where it is not the commonest."""
+    choices.settle("optimiser", paper.optimiser, "the paper's")
+    choices.settle("min_lr", paper.min_lr, "the paper's" if paper.min_lr else "")
+    asked = choices.asked.get("weight_decay")
+    decay = choices.settle("weight_decay", paper.weight_decay, "the paper's")
+    end = paper.weight_decay_end if asked is None else None
+    choices.settle("weight_decay_end", end, f"the paper's: from {decay:g} along a cosine" if end is not None else "")
+    choices.settle("clip", paper.clip, "the paper's" if paper.clip is not None else "")
+    choices.settle("drop_path", paper.drop_path, "the paper's" if paper.drop_path else "")
 
 
 def choose_reading(choices: Choices, survey: Survey, device: str) -> None:

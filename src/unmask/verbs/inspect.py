@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from unmask.data.sources import open_source
 from unmask.data.survey import Survey, survey
 from unmask.errors import BadInput
+from unmask.methods.mae import MAE
 from unmask.training.engine import choose_device, console
 from unmask.training.run import write
 from unmask.verbs.choices import choose
@@ -53,7 +54,7 @@ def inspect(settings: Inspect) -> dict[str, Any]:
     if settings.strict and found.unreadable:
         raise BadInput(f"{found.unreadable[0][0]}: {found.unreadable[0][1]}; without --strict it would be skipped")
     asked = dataclasses.asdict(Pretrain()) | {"encoder": settings.encoder, "image_size": settings.image_size}
-    choices = choose(found, asked, choose_device("auto").type)
+    choices = choose(found, asked, choose_device("auto").type, MAE)
     table = Table(
         title="unmask pretrain mae would choose",
         title_justify="left",

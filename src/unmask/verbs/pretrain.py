@@ -28,9 +28,9 @@ from unmask.models import interop
 from unmask.models.vit import ViT
 from unmask.training import distributed, engine, health
 from unmask.training.engine import console
-from unmask.training.optim import Recipe
+from unmask.training.optim import Optimiser, Recipe
 from unmask.training.run import Run, plain, revive
-from unmask.verbs.choices import Choice, choose, parse_size
+from unmask.verbs.choices import Choice, choose, kind_of, parse_size
 from unmask.verbs.probe import few, judge, watch_probe
 from unmask.verbs.reconstruct import picture
 from unmask.verbs.report import write_report
@@ -57,21 +57,23 @@ class Pretrain:
     """Images a step."""
     base_lr: float | None = None
     """Learning rate for a batch of 256; the rate itself is this x batch / 256."""
-    min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
+    min_lr: float | None = None
+    """Learning rate at the end of the cosine. Default: the paper's, mostly 0."""
     warmup: float | None = None
     """Share of the steps over which the rate rises from 0."""
-    optimiser: Literal["adamw", "muon"] = "adamw"
-    """adamw, the papers', or muon (Jordan et al. 2024) for the matrices of the encoder's blocks: slower steps, but on short
-    runs better features for the same time."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay of matrices."""
+    optimiser: Optimiser | None = None
+    """adamw, lars or sgd, by default the paper's; or muon (Jordan et al. 2024) for the matrices of a ViT's blocks: slower
+    steps, but on short runs better features for the same time."""
+    weight_decay: float | None = None
+    """Weight decay of matrices. Default: the paper's."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, reached along a cosine. Default: the paper's, mostly the same as at the start."""
     clip: float | None = None
-    """Largest norm of a gradient; by default gradients are left alone."""
+    """Largest norm of a gradient, inf for none. Default: the paper's, mostly none."""
     accumulate: int = 1
     """Parts a batch is computed in, where it does not fit into memory at once."""
-    drop_path: float = 0.0
-    """Stochastic depth: rate at which the encoder's last block is skipped."""
+    drop_path: float | None = None
+    """Stochastic depth: rate at which the encoder's last block is skipped. Default: the paper's, mostly 0."""
     channels: int | None = None
     """Channels of the images, where they are mixed or only look coloured."""
     trim: bool | None = None
@@ -137,10 +139,10 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
             "or files of other sizes): bring it back, or begin anew in another --out"
         )
     surveyed = survey(source, sample=2000)
-    choices = choose(surveyed, dataclasses.asdict(settings), device.type) | {
-        "precision": Choice(precision, why_precision)
-    }
+    choices = choose(surveyed, dataclasses.asdict(settings), device.type, kind)
+    choices["precision"] = Choice(precision, why_precision)
     value = {name: choice.value for name, choice in choices.items()}
+    paper = kind.PAPERS[kind_of(value["encoder"])]
     size, batch_size = parse_size(value["image_size"]), value["batch_size"]
     parts = settings.accumulate * distributed.world()
     if batch_size % parts:
@@ -150,6 +152,8 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         raise BadInput(
             f"{what} does not divide the batch of {batch_size}: use --batch-size {-(-batch_size // parts) * parts}"
         )
+    own, reasons = kind.suit(own, len(source), batch_size, size)
+    choices |= {name: Choice(getattr(own, name), reason) for name, reason in reasons.items()}
     preprocess = Preprocess.from_dict(stored["preprocess"]) if stored else measured(source, settings, value, size)
     probing = {"device": device, "precision": precision, "workers": value["workers"]}
     probe = watch_probe(source, test, preprocess, size, **probing) if test is not None else None
@@ -157,7 +161,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     # The model, the data, the run
     def build() -> ViT:
         torch.manual_seed(settings.seed)
-        options = {"channels": value["channels"], "drop_path": settings.drop_path, **kind.ENCODER}
+        options = {"channels": value["channels"], "drop_path": value["drop_path"], **kind.ENCODER}
         return models.build(value["encoder"], image_size=size, **options)
 
     trained = kind(build(), own)
@@ -180,11 +184,14 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         lr=value["lr"],
         steps_per_epoch=max(1, len(source) // batch_size),
         warmup=value["warmup_steps"],
-        min_lr=settings.min_lr,
-        weight_decay=settings.weight_decay,
-        betas=kind.BETAS,
-        optimiser=settings.optimiser,
-        clip=settings.clip,
+        min_lr=value["min_lr"],
+        milestones=paper.milestones,
+        weight_decay=value["weight_decay"],
+        weight_decay_end=value["weight_decay_end"],
+        betas=paper.betas,
+        momentum=paper.momentum,
+        optimiser=value["optimiser"],
+        clip=value["clip"],
         accumulate=settings.accumulate,
         seed=settings.seed,
     )
@@ -227,7 +234,8 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         interop.save(trained.encoder, run.folder / "encoder", known)
         draw(run, trained, watch, preprocess)
         shown = source if test is not None else few(source, 5000, seed=settings.seed)  # five folds of more take longer
-        judged = judge(trained.encoder, build(), shown, test, preprocess, size, seed=settings.seed, **probing)
+        with distributed.apart():
+            judged = judge(trained.encoder, build(), shown, test, preprocess, size, seed=settings.seed, **probing)
         run.write("probe.json", judged)
     verdict = health.judge(history, value["lr"], value["usual_lr"], failure, judged)
     result = {
