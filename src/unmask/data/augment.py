@@ -1,9 +1,11 @@
-"""How an image is looked at. The numbers of a view are drawn first, then the view is rendered.
+"""How an image is looked at. The numbers of a view are drawn first, then the view is rendered, then coloured.
 
 Every draw is a function of (seed, epoch, sample) and nothing else, through a counter-based generator: neither the worker,
 nor the batch, nor the number of processes changes a crop or a mask.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,10 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 MASK_STREAM = 1 << 40
 """Where the draws for masks begin, far from those for views."""
+LUMA = 0.2989, 0.587, 0.114
+"""Shares of red, green and blue in grey, as torchvision rounds ITU-R 601."""
+CACHED = 1 << 18
+"""Values that a processor colours at once: they and what is computed from them stay in its cache."""
 
 
 def mix(z: Tensor) -> Tensor:
@@ -42,7 +48,8 @@ def uniform(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image."""
+    """One way to look at an image: a random crop, resized and flipped, then its colours. In the order of the papers' code
+    the four operations of the jitter in random order, then grey, blur, solarise, each by a coin of its own."""
 
     size: tuple[int, int]
     """Height and width in pixels of what comes out."""
@@ -52,10 +59,24 @@ class View:
     """Narrowest and widest aspect of a crop, relative to the aspect of `size`."""
     flip: float = 0.5
     """Probability of a flip from left to right."""
+    jitter: tuple[float, float, float, float] | None = None
+    """Strengths of brightness, contrast, saturation and hue, as of torchvision's ColorJitter: three factors uniform in
+    max(0, 1 - strength) to 1 + strength, and a shift uniform in -strength to strength of the circle of hues."""
+    jitter_p: float = 0.8
+    """Probability of the jitter."""
+    grey: float = 0.0
+    """Probability of the colours turning grey."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of `size`."""
+    solarise: float = 0.0
+    """Probability of inverting what is brighter than the middle of the scale."""
 
     DRAWS = 64
     """How many numbers one view of one sample may draw."""
     TRIES = 10
+    """How many boxes are tried; they take four draws each from the first on, and the flip takes the last draw."""
 
     def draw(self, seeds: Tensor, heights: Tensor, widths: Tensor, number: int = 0) -> Tensor:
         """Crop boxes and flips, (B, 5) int64: top, left, height, width, flipped.
@@ -112,6 +133,133 @@ class View:
         pixels = rows @ pixels.view(B, C, H, -1).transpose(1, 2).reshape(B, H, -1)  # (B, h, C * w)
         pixels = pixels.view(B, self.size[0], C, -1).transpose(1, 2)
         return pixels.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else pixels.contiguous()
+
+    @property
+    def colours(self) -> bool:
+        """Whether `colour` may change anything."""
+        jitter = self.jitter is not None and any(self.jitter) and self.jitter_p > 0
+        return jitter or max(self.grey, self.blur, self.solarise) > 0
+
+    def draw_colour(self, seeds: Tensor, number: int = 0) -> Tensor:
+        """What happens to the colours, (B, 11) float32, for sample seeds (B,) int64 of view `number` of the sample:
+        factors of brightness, contrast and saturation (1: left alone), shift of the hue in turns (0: left alone), the
+        turn, 0 to 3, of each of these four, grey (0 or 1), sigma of the blur in pixels (0: none), solarised (0 or 1)."""
+        u = uniform(seeds, 13, number * self.DRAWS + 4 * self.TRIES)
+        strengths = torch.tensor(self.jitter or (0.0,) * 4, dtype=u.dtype, device=u.device)
+        centre = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=u.dtype, device=u.device)
+        low = torch.cat([(1 - strengths[:3]).clamp(min=0), -strengths[3:]])
+        factors = low + u[:, :4] * (centre + strengths - low)
+        factors = torch.where(u[:, 8:9] < self.jitter_p, factors, centre)
+        turns = u[:, 4:8].argsort(dim=1).argsort(dim=1)
+        grey, blur, solarise = (u[:, 9:12] < u.new_tensor([self.grey, self.blur, self.solarise])).unbind(1)
+        sigma = blur * (self.blur_sigma[0] + u[:, 12] * (self.blur_sigma[1] - self.blur_sigma[0]))
+        return torch.cat([factors, turns, torch.stack([grey, sigma, solarise], dim=1)], dim=1).float()
+
+    def colour(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Images (B, C, *size) through their rows of `draw_colour` (B, 11), in place, in one batch on their device.
+
+        uint8, or float32 from 0 for black to 1 for white (values beyond are cut off in the images that change). The
+        operations are those of torchvision's functional transforms, computed in float32; bytes are rounded once at the
+        end, not cut off after each operation. Images of other than three channels have no hue, saturation or grey: that
+        part of what was drawn is left out, and contrast turns about the mean of all channels. Where images lie in
+        memory plane by plane it is fastest.
+        """
+        drawn = drawn.cpu()  # it says which samples to gather; asking a GPU would wait for it
+        still = drawn.new_tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+        changed = (drawn[:, [0, 1, 2, 3, 8, 9, 10]] != still).any(dim=1).nonzero()[:, 0]
+        changed = changed[drawn[changed, 9].argsort()]  # a narrow blur costs less, if no wide one is beside it
+        at_once = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" else len(changed)
+        for rows in changed.split(max(1, at_once)):
+            there = rows.to(images.device)
+            if images.dtype == torch.uint8:
+                images[there] = self._coloured(images[there].float(), drawn[rows], 255.0).round_().to(torch.uint8)
+            else:
+                images[there] = self._coloured(images[there].clamp_(0, 1), drawn[rows], 1.0)
+        return images
+
+    def _coloured(self, x: Tensor, drawn: Tensor, white: float) -> Tensor:
+        """`colour` of float32 images (B, C, H, W) from 0 to `white`, which may be overwritten."""
+        brightness, contrast, saturation, hue = drawn[:, :4].unbind(1)
+        grey, sigma, solarised = drawn[:, 8:].unbind(1)
+        operations = [(brighter, brightness, brightness != 1), (contrasted, contrast, contrast != 1)]
+        if x.shape[1] == 3:
+            operations += [(saturated, saturation, saturation != 1), (turned, hue, hue != 0)]
+        for turn in range(4):
+            for number, (operation, factor, wanted) in enumerate(operations):
+                x = on_some(wanted & (drawn[:, 4 + number] == turn), operation, x, factor, white)
+        if x.shape[1] == 3:
+            x = on_some(grey > 0, lambda x, *_: luma(x).repeat(1, 3, 1, 1), x, grey, white)
+        radius = min(math.ceil(4 * sigma.max()), math.ceil(3 * self.blur_sigma[1]), *(side - 1 for side in x.shape[2:]))
+        x = on_some(sigma > 0, lambda x, sigma, _: blurred(x, sigma, radius), x, sigma, white)
+        return on_some(solarised > 0, lambda x, *_: torch.minimum(x, white - x), x, solarised, white)
+
+
+def on_some(
+    wanted: Tensor, operation: Callable[[Tensor, Tensor, float], Tensor], x: Tensor, factor: Tensor, white: float
+) -> Tensor:
+    """x (B, C, H, W) with an operation applied to the wanted ones of its images, each with its own factor; both (B,) are
+    on the CPU, x may be elsewhere and may be overwritten."""
+    rows = wanted.nonzero()[:, 0]
+    if len(rows) == 0:
+        return x
+    factor = factor[rows].to(x.device)[:, None, None, None]
+    if len(rows) == len(x):
+        return operation(x, factor, white)
+    rows = rows.to(x.device)
+    x[rows] = operation(x[rows], factor, white)
+    return x
+
+
+def luma(x: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) to grey (B, 1, H, W)."""
+    red, green, blue = x.split(1, dim=1)
+    return red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def brighter(x: Tensor, factor: Tensor, white: float) -> Tensor:
+    return x.mul_(factor).clamp_(max=white)
+
+
+def contrasted(x: Tensor, factor: Tensor, white: float) -> Tensor:
+    means = x.mean(dim=(2, 3), keepdim=True)
+    grey = luma(means) if x.shape[1] == 3 else means.mean(dim=1, keepdim=True)
+    return x.mul_(factor).add_(grey * (1 - factor)).clamp_(0, white)
+
+
+def saturated(x: Tensor, factor: Tensor, white: float) -> Tensor:
+    return torch.lerp(luma(x), x, factor).clamp_(0, white)
+
+
+def turned(x: Tensor, shift: Tensor, white: float) -> Tensor:
+    """RGB (B, 3, H, W) with hues shifted by (B, 1, 1, 1) turns, value and chroma kept: the way to HSV and back, without a
+    case for each sixth of the circle."""
+    red, green, blue = x.split(1, dim=1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    # Sixths of a turn away from red, -3 to 3. Where red is highest this is the middle one of the three over the chroma,
+    # where red lies between 2 less red, where it is lowest 2 and the middle one (all of them less the lowest).
+    hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-6 * white)).add_(1)
+    hue = hue.copysign_(green - blue)
+    # A channel has the highest value within one sixth of its own hue and the lowest beyond two. || |d| - 3 | is three less
+    # the distance around the circle for any difference d of hues from -6 to 6.
+    own = torch.tensor([0.0, 2.0, -2.0], device=x.device)[:, None, None]
+    away = (hue + ((6 * shift - own + 3) % 6 - 3)).abs_().sub_(3).abs_().clamp_(1, 2)  # (B, 3, H, W)
+    return torch.addcmul(high - 2 * chroma, chroma, away)
+
+
+def blurred(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """x (B, C, H, W) through Gaussians of standard deviations sigma (B, 1, 1, 1) in pixels, cut off beyond `radius` and
+    reflected at the edges."""
+    away = torch.arange(radius + 1, device=x.device)
+    weights = torch.exp(-0.5 * (away / sigma).square())  # (B, 1, 1, radius + 1)
+    weights = (weights / (2 * weights.sum(dim=-1, keepdim=True) - 1)).split(1, dim=-1)
+    for axis, padding in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
+        padded, size = F.pad(x, padding, mode="reflect"), x.shape[axis]
+        x = x * weights[0]
+        for r in range(1, radius + 1):
+            x.addcmul_(padded.narrow(axis, radius - r, size) + padded.narrow(axis, radius + r, size), weights[r])
+    return x
 
 
 def resampling(start: Tensor, length: Tensor, before: int, after: int) -> Tensor:
