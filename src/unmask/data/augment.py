@@ -5,7 +5,6 @@ nor the batch, nor the number of processes changes a crop or a mask.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,9 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 MASK_STREAM = 1 << 40
 """Where the draws for masks begin, far from those for views."""
+OPERATIONS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise")
+UNCHANGED = 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0
+"""How much of each operation changes nothing: factors, a shift of the hue in turns, yes or no, pixels, yes or no."""
 LUMA = 0.2989, 0.587, 0.114
 """Shares of red, green and blue in grey, as torchvision rounds ITU-R 601."""
 CACHED = 1 << 18
@@ -135,79 +137,93 @@ class View:
         return pixels.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else pixels.contiguous()
 
     @property
-    def colours(self) -> bool:
+    def colourful(self) -> bool:
         """Whether `colour` may change anything."""
         jitter = self.jitter is not None and any(self.jitter) and self.jitter_p > 0
         return jitter or max(self.grey, self.blur, self.solarise) > 0
 
     def draw_colour(self, seeds: Tensor, number: int = 0) -> Tensor:
         """What happens to the colours, (B, 11) float32, for sample seeds (B,) int64 of view `number` of the sample:
-        factors of brightness, contrast and saturation (1: left alone), shift of the hue in turns (0: left alone), the
-        turn, 0 to 3, of each of these four, grey (0 or 1), sigma of the blur in pixels (0: none), solarised (0 or 1)."""
+        factors of brightness, contrast and saturation (1: left alone), shift of the hue in turns (0: left alone), grey
+        (0 or 1), sigma of the blur in pixels (0: none), solarised (0 or 1), and the turn, 0 to 3, of each of the first
+        four."""
         u = uniform(seeds, 13, number * self.DRAWS + 4 * self.TRIES)
-        strengths = torch.tensor(self.jitter or (0.0,) * 4, dtype=u.dtype, device=u.device)
-        centre = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=u.dtype, device=u.device)
+        strengths, centre = u.new_tensor(self.jitter or (0.0,) * 4), u.new_tensor(UNCHANGED[:4])
         low = torch.cat([(1 - strengths[:3]).clamp(min=0), -strengths[3:]])
-        factors = low + u[:, :4] * (centre + strengths - low)
-        factors = torch.where(u[:, 8:9] < self.jitter_p, factors, centre)
-        turns = u[:, 4:8].argsort(dim=1).argsort(dim=1)
-        grey, blur, solarise = (u[:, 9:12] < u.new_tensor([self.grey, self.blur, self.solarise])).unbind(1)
-        sigma = blur * (self.blur_sigma[0] + u[:, 12] * (self.blur_sigma[1] - self.blur_sigma[0]))
-        return torch.cat([factors, turns, torch.stack([grey, sigma, solarise], dim=1)], dim=1).float()
+        factors = torch.where(u[:, 4:5] < self.jitter_p, low + u[:, :4] * (centre + strengths - low), centre)
+        grey, blurred, solarised = (u[:, 5:8] < u.new_tensor([self.grey, self.blur, self.solarise])).unbind(1)
+        sigma = blurred * (self.blur_sigma[0] + u[:, 8] * (self.blur_sigma[1] - self.blur_sigma[0]))
+        turns = u[:, 9:].argsort(dim=1)
+        return torch.cat([factors, torch.stack([grey, sigma, solarised], dim=1), turns], dim=1).float()
 
     def colour(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Images (B, C, *size) through their rows of `draw_colour` (B, 11), in place, in one batch on their device.
+        """Images (B, C, *size) through their rows of `draw_colour` (B, 11), same dtype, in one batch on their device.
 
         uint8, or float32 from 0 for black to 1 for white (values beyond are cut off in the images that change). The
         operations are those of torchvision's functional transforms, computed in float32; bytes are rounded once at the
         end, not cut off after each operation. Images of other than three channels have no hue, saturation or grey: that
-        part of what was drawn is left out, and contrast turns about the mean of all channels. Where images lie in
-        memory plane by plane it is fastest.
+        part of what was drawn is left out, and contrast turns about the mean of all channels. The blur is cut off at
+        three times its largest sigma and reflects at the edges. It is fastest where planes lie one after another.
         """
-        drawn = drawn.cpu()  # it says which samples to gather; asking a GPU would wait for it
-        still = drawn.new_tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-        changed = (drawn[:, [0, 1, 2, 3, 8, 9, 10]] != still).any(dim=1).nonzero()[:, 0]
-        changed = changed[drawn[changed, 9].argsort()]  # a narrow blur costs less, if no wide one is beside it
-        at_once = max(1, CACHED // images[0].numel()) if images.device.type == "cpu" else len(changed)
-        for rows in changed.split(max(1, at_once)):
-            there = rows.to(images.device)
+        drawn = drawn.cpu()  # it says which samples to gather, and asking a GPU for that would wait for it
+        amounts, turns = drawn[:, :7], drawn[:, 7:].long()
+        wanted = amounts != drawn.new_tensor(UNCHANGED)
+        if images.shape[1] != 3:
+            wanted[:, 2:5] = False
+        changed = wanted.any(dim=1)
+        if not changed.any():
+            return images
+        # by the width of the blur: a narrow one costs less where no wide one is beside it
+        order = torch.where(changed, amounts[:, 5], -1.0).argsort()
+        still, rows = order.split([int((~changed).sum()), int(changed.sum())])
+        # which operation each sample undergoes at each of seven turns, 7: none
+        turns = torch.cat([turns, torch.arange(4, 7).expand(len(turns), 3)], dim=1)
+        plan = torch.empty_like(turns).scatter_(1, turns, torch.where(wanted, torch.arange(7), 7))
+
+        parts = [images.index_select(0, still.to(images.device))]
+        at_once = CACHED // math.prod(images.shape[1:]) if images.device.type == "cpu" else len(rows)
+        for some in rows.split(max(1, at_once)):
+            x = images.index_select(0, some.to(images.device))
             if images.dtype == torch.uint8:
-                images[there] = self._coloured(images[there].float(), drawn[rows], 255.0).round_().to(torch.uint8)
+                x = self._coloured(x.float(), plan[some], amounts[some], 255.0).round_()
+                parts.append(x.to(torch.int16).to(torch.uint8))  # thrice as fast as at once
             else:
-                images[there] = self._coloured(images[there].clamp_(0, 1), drawn[rows], 1.0)
-        return images
+                parts.append(self._coloured(x.clamp_(0, 1), plan[some], amounts[some], 1.0))
+        return torch.cat(parts).index_select(0, order.argsort().to(images.device))
 
-    def _coloured(self, x: Tensor, drawn: Tensor, white: float) -> Tensor:
-        """`colour` of float32 images (B, C, H, W) from 0 to `white`, which may be overwritten."""
-        brightness, contrast, saturation, hue = drawn[:, :4].unbind(1)
-        grey, sigma, solarised = drawn[:, 8:].unbind(1)
-        operations = [(brighter, brightness, brightness != 1), (contrasted, contrast, contrast != 1)]
-        if x.shape[1] == 3:
-            operations += [(saturated, saturation, saturation != 1), (turned, hue, hue != 0)]
-        for turn in range(4):
-            for number, (operation, factor, wanted) in enumerate(operations):
-                x = on_some(wanted & (drawn[:, 4 + number] == turn), operation, x, factor, white)
-        if x.shape[1] == 3:
-            x = on_some(grey > 0, lambda x, *_: luma(x).repeat(1, 3, 1, 1), x, grey, white)
-        radius = min(math.ceil(4 * sigma.max()), math.ceil(3 * self.blur_sigma[1]), *(side - 1 for side in x.shape[2:]))
-        x = on_some(sigma > 0, lambda x, sigma, _: blurred(x, sigma, radius), x, sigma, white)
-        return on_some(solarised > 0, lambda x, *_: torch.minimum(x, white - x), x, solarised, white)
-
-
-def on_some(
-    wanted: Tensor, operation: Callable[[Tensor, Tensor, float], Tensor], x: Tensor, factor: Tensor, white: float
-) -> Tensor:
-    """x (B, C, H, W) with an operation applied to the wanted ones of its images, each with its own factor; both (B,) are
-    on the CPU, x may be elsewhere and may be overwritten."""
-    rows = wanted.nonzero()[:, 0]
-    if len(rows) == 0:
-        return x
-    factor = factor[rows].to(x.device)[:, None, None, None]
-    if len(rows) == len(x):
-        return operation(x, factor, white)
-    rows = rows.to(x.device)
-    x[rows] = operation(x[rows], factor, white)
-    return x
+    def _coloured(self, x: Tensor, plan: Tensor, amounts: Tensor, white: float) -> Tensor:
+        """`colour` of x (B, C, H, W) float32 from 0 to `white`, which may be overwritten. plan (B, 7) int64: the operation
+        of each turn; amounts (B, 7) float32: how much of each operation; both on the CPU."""
+        widest = math.ceil(min(3 * self.blur_sigma[1], 4 * amounts[:, 5].max().item()))
+        radius = min(widest, x.shape[2] - 1, x.shape[3] - 1)
+        order = torch.arange(len(x))
+        for turn in range(7):
+            # the samples of an operation are put side by side, and changed where they are
+            now, moved = plan[order, turn].sort(stable=True)
+            order = order[moved]
+            if not torch.equal(moved, torch.arange(len(x))):
+                x = x.index_select(0, moved.to(x.device))
+            *parts, _ = x.split(torch.bincount(now, minlength=8).tolist())
+            for number, (operation, part) in enumerate(zip(OPERATIONS, parts, strict=True)):
+                if len(part) == 0:
+                    continue
+                amount = amounts[order[now == number], number].to(x.device)[:, None, None, None]
+                match operation:
+                    case "brightness":
+                        part.mul_(amount).clamp_(max=white)
+                    case "contrast":
+                        contrast(part, amount, white)
+                    case "saturation":
+                        torch.lerp(luma(part), part, amount, out=part).clamp_(0, white)
+                    case "hue":
+                        shift_hue(part, amount)
+                    case "grey":
+                        part.copy_(luma(part).expand_as(part))
+                    case "blur":
+                        blur(part, amount, radius)
+                    case "solarise":
+                        torch.minimum(part, white - part, out=part)
+        return x.index_select(0, order.argsort().to(x.device))
 
 
 def luma(x: Tensor) -> Tensor:
@@ -216,50 +232,43 @@ def luma(x: Tensor) -> Tensor:
     return red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def brighter(x: Tensor, factor: Tensor, white: float) -> Tensor:
-    return x.mul_(factor).clamp_(max=white)
-
-
-def contrasted(x: Tensor, factor: Tensor, white: float) -> Tensor:
+def contrast(x: Tensor, factor: Tensor, white: float) -> None:
+    """Images (B, C, H, W) away from the grey of their means by factor (B, 1, 1, 1), in place."""
     means = x.mean(dim=(2, 3), keepdim=True)
     grey = luma(means) if x.shape[1] == 3 else means.mean(dim=1, keepdim=True)
-    return x.mul_(factor).add_(grey * (1 - factor)).clamp_(0, white)
+    x.mul_(factor).add_(grey * (1 - factor)).clamp_(0, white)
 
 
-def saturated(x: Tensor, factor: Tensor, white: float) -> Tensor:
-    return torch.lerp(luma(x), x, factor).clamp_(0, white)
-
-
-def turned(x: Tensor, shift: Tensor, white: float) -> Tensor:
-    """RGB (B, 3, H, W) with hues shifted by (B, 1, 1, 1) turns, value and chroma kept: the way to HSV and back, without a
-    case for each sixth of the circle."""
+def shift_hue(x: Tensor, shift: Tensor) -> None:
+    """RGB (B, 3, H, W) with hues shifted by (B, 1, 1, 1) turns, in place; value and chroma stay. The way to HSV and back,
+    without a case for each sixth of the circle."""
     red, green, blue = x.split(1, dim=1)
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
-    # Sixths of a turn away from red, -3 to 3. Where red is highest this is the middle one of the three over the chroma,
-    # where red lies between 2 less red, where it is lowest 2 and the middle one (all of them less the lowest).
-    hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-6 * white)).add_(1)
-    hue = hue.copysign_(green - blue)
-    # A channel has the highest value within one sixth of its own hue and the lowest beyond two. || |d| - 3 | is three less
-    # the distance around the circle for any difference d of hues from -6 to 6.
+    # Sixths of a turn away from red, in [-3, 3]. With m the middle value, less the lowest and over the chroma, it is m
+    # where red is the highest, 2 - m where red is the middle, 2 + m where it is the lowest: one formula for the three.
+    hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-6)).add_(1).copysign_(green - blue)
+    # A channel has the highest value within a sixth of its own hue and the lowest beyond two sixths. For a difference d
+    # of hues in [-6, 6], ||d| - 3| is three less the distance around the circle.
     own = torch.tensor([0.0, 2.0, -2.0], device=x.device)[:, None, None]
-    away = (hue + ((6 * shift - own + 3) % 6 - 3)).abs_().sub_(3).abs_().clamp_(1, 2)  # (B, 3, H, W)
-    return torch.addcmul(high - 2 * chroma, chroma, away)
+    near = (hue + ((6 * shift - own + 3) % 6 - 3)).abs_().sub_(3).abs_().clamp_(1, 2)  # (B, 3, H, W)
+    torch.addcmul(high - 2 * chroma, chroma, near, out=x)
 
 
-def blurred(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """x (B, C, H, W) through Gaussians of standard deviations sigma (B, 1, 1, 1) in pixels, cut off beyond `radius` and
-    reflected at the edges."""
-    away = torch.arange(radius + 1, device=x.device)
-    weights = torch.exp(-0.5 * (away / sigma).square())  # (B, 1, 1, radius + 1)
+def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
+    """Images (B, C, H, W) through Gaussians of standard deviations sigma (B, 1, 1, 1) in pixels, cut off beyond `radius`
+    or four sigma and reflected at the edges, in place."""
+    away = torch.arange(radius + 1, device=x.device) / sigma  # (B, 1, 1, radius + 1)
+    weights = torch.exp(-0.5 * away.square()) * (away < 4)  # whatever the width of those beside it
     weights = (weights / (2 * weights.sum(dim=-1, keepdim=True) - 1)).split(1, dim=-1)
+    pair = torch.empty_like(x)
     for axis, padding in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         padded, size = F.pad(x, padding, mode="reflect"), x.shape[axis]
-        x = x * weights[0]
+        x.mul_(weights[0])
         for r in range(1, radius + 1):
-            x.addcmul_(padded.narrow(axis, radius - r, size) + padded.narrow(axis, radius + r, size), weights[r])
-    return x
+            both = padded.narrow(axis, radius - r, size), padded.narrow(axis, radius + r, size)
+            x.addcmul_(torch.add(*both, out=pair), weights[r])
 
 
 def resampling(start: Tensor, length: Tensor, before: int, after: int) -> Tensor:
