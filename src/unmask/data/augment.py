@@ -6,6 +6,7 @@ nor the batch, nor the number of processes changes a crop or a mask.
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -185,30 +186,33 @@ class View:
         for some in rows.split(max(1, at_once)):
             x = images.index_select(0, some.to(images.device))
             if images.dtype == torch.uint8:
-                x = self._coloured(x.float(), plan[some], amounts[some], 255.0).round_()
+                x = self._coloured(x.float(), plan[some].tolist(), amounts[some].tolist(), 255.0).round_()
                 parts.append(x.to(torch.int16).to(torch.uint8))  # thrice as fast as at once
             else:
-                parts.append(self._coloured(x.clamp_(0, 1), plan[some], amounts[some], 1.0))
+                parts.append(self._coloured(x.clamp_(0, 1), plan[some].tolist(), amounts[some].tolist(), 1.0))
         return torch.cat(parts).index_select(0, order.argsort().to(images.device))
 
-    def _coloured(self, x: Tensor, plan: Tensor, amounts: Tensor, white: float) -> Tensor:
-        """`colour` of x (B, C, H, W) float32 from 0 to `white`, which may be overwritten. plan (B, 7) int64: the operation
-        of each turn; amounts (B, 7) float32: how much of each operation; both on the CPU."""
-        widest = math.ceil(min(3 * self.blur_sigma[1], 4 * amounts[:, 5].max().item()))
+    def _coloured(self, x: Tensor, plan: list[list[int]], amounts: list[list[float]], white: float) -> Tensor:
+        """`colour` of x (B, C, H, W) float32 from 0 to `white`, which may be overwritten: for each sample which operation
+        has each of the seven turns, and how much there is of each operation. Lists, because torch takes longer over a
+        handful of numbers than over an image."""
+        widest = math.ceil(min(3 * self.blur_sigma[1], 4 * max(amount[5] for amount in amounts)))
         radius = min(widest, x.shape[2] - 1, x.shape[3] - 1)
-        order = torch.arange(len(x))
+        stayed = order = list(range(len(x)))
         for turn in range(7):
             # the samples of an operation are put side by side, and changed where they are
-            now, moved = plan[order, turn].sort(stable=True)
-            order = order[moved]
-            if not torch.equal(moved, torch.arange(len(x))):
-                x = x.index_select(0, moved.to(x.device))
-            *parts, _ = x.split(torch.bincount(now, minlength=8).tolist())
-            for number, (operation, part) in enumerate(zip(OPERATIONS, parts, strict=True)):
-                if len(part) == 0:
-                    continue
-                amount = amounts[order[now == number], number].to(x.device)[:, None, None, None]
-                match operation:
+            moved = sorted(stayed, key=lambda place: plan[order[place]][turn])
+            if moved != stayed:
+                order = [order[place] for place in moved]
+                x = x.index_select(0, torch.tensor(moved, device=x.device))
+            first = 0
+            for number, group in groupby(order, key=lambda sample: plan[sample][turn]):
+                if number == len(OPERATIONS):
+                    break
+                each = [amounts[sample][number] for sample in group]
+                part, first = x[first : first + len(each)], first + len(each)
+                amount = torch.tensor(each, device=x.device)[:, None, None, None]
+                match OPERATIONS[number]:
                     case "brightness":
                         part.mul_(amount).clamp_(max=white)
                     case "contrast":
@@ -223,7 +227,9 @@ class View:
                         blur(part, amount, radius)
                     case "solarise":
                         torch.minimum(part, white - part, out=part)
-        return x.index_select(0, order.argsort().to(x.device))
+        if order == stayed:
+            return x
+        return x.index_select(0, torch.tensor(order, device=x.device).argsort())
 
 
 def luma(x: Tensor) -> Tensor:
