@@ -122,7 +122,7 @@ class Loader:
         height, width = torch.tensor(held.images.shape[2:], device=self.device)
         for key in keys:
             samples = torch.from_numpy(key.samples)
-            near = sample_seeds(self.seed, key.epoch, samples)
+            near = sample_seeds(self.seed, key.epoch, samples)  # on the CPU, where colours are drawn
             seeds = near.to(self.device, non_blocking=True)
             places = held.stands[samples.to(self.device, non_blocking=True)]
             chosen, views = held.images[places], []
