@@ -1,5 +1,7 @@
 """The ways to learn, by name."""
 
+from unmask.methods.byol import BYOL
 from unmask.methods.mae import MAE
+from unmask.methods.simclr import SimCLR, SimCLRv2
 
-METHODS = {"mae": MAE}
+METHODS = {"mae": MAE, "simclr": SimCLR, "simclr-v2": SimCLRv2, "byol": BYOL}
