@@ -27,6 +27,7 @@ from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, unpatchify
 from unmask.methods.method import Method
+from unmask.models import Encoder
 from unmask.models.vit import ViT
 from unmask.training.engine import Clock
 
@@ -75,8 +76,13 @@ class MAE(Method):
     BETAS = (0.9, 0.95)
     """AdamW's, table 8."""
 
-    def __init__(self, encoder: ViT, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
+    def __init__(self, encoder: Encoder, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
         super().__init__()
+        if not isinstance(encoder, ViT):
+            raise BadInput(
+                f"--encoder {encoder.config['backbone']}: MAE shows its encoder a part of the patches, which only a ViT of "
+                "ours can take: use one such as vit-tiny/8"
+            )
         if not 0.0 < settings.mask_ratio < 1.0:
             raise BadInput(f"--mask-ratio is {settings.mask_ratio}: give a share between 0 and 1, such as 0.75")
         self.encoder, self.settings = encoder, settings
@@ -164,7 +170,9 @@ class MAE(Method):
         "Reconstruction target"), with the reference's unbiased variance and 1e-6."""
         if not self.settings.norm_pix:
             return patches
-        shrink = (patches.shape[-1] - 1) / patches.shape[-1]  # layer norm divides by N where the reference does by N - 1
+        shrink = (patches.shape[-1] - 1) / patches.shape[
+            -1
+        ]  # layer norm divides by N where the reference does by N - 1
         return F.layer_norm(patches, patches.shape[-1:], eps=1e-6 * shrink) * shrink**0.5
 
     def loss(self, images: Tensor, keep: Tensor, masked: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from unmask.data.loader import KEPT
 from unmask.data.survey import Survey, channels_for
 from unmask.errors import BadInput
+from unmask.models.backbones import SMALL
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,20 @@ def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
 
 
 def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int]) -> int:
-    """The encoder, by the number of images and their size; returns its patch size in pixels."""
+    """The encoder, by the number of images and their size; returns its patch size in pixels.
+
+    A model of timm, which has to be asked for, counts like a ViT with patches of 16 pixels, or of 4 on images of at most
+    64, where ResNets take their CIFAR form. It keeps as much for the backward pass within a factor of about two: resnet50
+    86 MB an image of 224 pixels (vit-small/16 70 MB, vit-base/16 140 MB) and 102 MB one of 64 (vit-small/4 95 MB).
+    """
     side, n = min(size), survey.count
     wanted = 16 if side >= 112 else 8 if side >= 56 else 4 if side >= 24 else 2
     patch = next(p for p in range(wanted, 0, -1) if size[0] % p == 0 and size[1] % p == 0)
     name = "tiny" if n < 20_000 else "small" if n < 200_000 else "base"
     cut = f"patches of {patch} cut {size[0]} x {size[1]} pixels into {size[0] // patch} x {size[1] // patch}"
     encoder = choices.settle("encoder", f"vit-{name}/{patch}", f"{n:,} images; {cut}")
+    if "/" not in encoder:
+        return 16 if side > SMALL else 4
     if (after := encoder.rpartition("/")[2]).isdigit() and int(after):
         patch = int(after)
     path, height, width = survey.smallest
@@ -109,7 +117,10 @@ def choose_schedule(choices: Choices, n: int, patches: int, device: str) -> None
     most, why = (64, "a CPU gains nothing from more") if device == "cpu" else (256, "a GPU wants full batches")
     by_memory = 2 ** int(math.log2(max(16, 65536 / max(1, patches))))
     by_count = 2 ** int(math.log2(max(16, n / 32)))
-    reason = f"{n:,} images of {patches} patches; at most {most}: {why}"
+    each = (
+        f"of {patches} patches" if "/" in choices["encoder"].value else f"that cost as much as {patches} patches each"
+    )
+    reason = f"{n:,} images {each}; at most {most}: {why}"
     batch = choices.settle("batch_size", min(most, by_memory, by_count, n), reason)
     if batch > n:
         raise BadInput(f"--batch-size {batch} is more than the {n} images there are: use at most {n}")
