@@ -331,15 +331,13 @@ def commands(run: Run, settings: dict[str, Any], pictures: dict[str, bytes]) -> 
     folder = shlex.quote(str(run.folder))
     data = shlex.quote(str((settings.get("settings") or {}).get("data") or "photos/"))
     embeddings, painted = (shlex.quote(str(run.folder / name)) for name in ("embeddings.parquet", "painted.png"))
+    images = [("see what it paints for an image of yours", f"unmask reconstruct {folder} IMAGE --out {painted}")]
     lines = [
         ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST"),
         ("one vector an image, for your own analysis", f"unmask embed {folder} --data {data} --out {embeddings}"),
+        *(images if "reconstruction" in pictures else ()),
         ("use the encoder in Python", f"import unmask\nencoder, preprocess = unmask.load({str(run.folder)!r})"),
     ]
-    if "reconstruction" in pictures:
-        lines.insert(
-            2, ("see what it paints for an image of yours", f"unmask reconstruct {folder} IMAGE --out {painted}")
-        )
     body = "".join(f'<p class="soft">{what}</p><pre>{text(line)}</pre>' for what, line in lines)
     return section("How to go on", "", body)
 

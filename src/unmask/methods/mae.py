@@ -170,9 +170,7 @@ class MAE(Method):
         "Reconstruction target"), with the reference's unbiased variance and 1e-6."""
         if not self.settings.norm_pix:
             return patches
-        shrink = (patches.shape[-1] - 1) / patches.shape[
-            -1
-        ]  # layer norm divides by N where the reference does by N - 1
+        shrink = (patches.shape[-1] - 1) / patches.shape[-1]  # layer norm divides by N where the reference does by N - 1
         return F.layer_norm(patches, patches.shape[-1:], eps=1e-6 * shrink) * shrink**0.5
 
     def loss(self, images: Tensor, keep: Tensor, masked: Tensor) -> dict[str, Tensor]:

@@ -117,10 +117,8 @@ def choose_schedule(choices: Choices, n: int, patches: int, device: str) -> None
     most, why = (64, "a CPU gains nothing from more") if device == "cpu" else (256, "a GPU wants full batches")
     by_memory = 2 ** int(math.log2(max(16, 65536 / max(1, patches))))
     by_count = 2 ** int(math.log2(max(16, n / 32)))
-    each = (
-        f"of {patches} patches" if "/" in choices["encoder"].value else f"that cost as much as {patches} patches each"
-    )
-    reason = f"{n:,} images {each}; at most {most}: {why}"
+    like = "" if "/" in choices["encoder"].value else "that cost as much as ones "
+    reason = f"{n:,} images {like}of {patches} patches; at most {most}: {why}"
     batch = choices.settle("batch_size", min(most, by_memory, by_count, n), reason)
     if batch > n:
         raise BadInput(f"--batch-size {batch} is more than the {n} images there are: use at most {n}")
