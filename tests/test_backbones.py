@@ -23,6 +23,8 @@ from unmask.methods.method import Method
 from unmask.models import interop
 from unmask.models.backbones import Backbone
 from unmask.models.vit import ViT
+from unmask.training.distributed import synchronise
+from unmask.training.optim import Recipe, optimisers_for
 
 
 def count(module: nn.Module) -> int:
@@ -149,8 +151,27 @@ def test_what_cannot_be_built_is_one_clear_line(name, options, says):
 
 def test_mae_needs_a_vit():
     for name in ("resnet18", "vit_tiny_patch16_224"):
-        with pytest.raises(BadInput, match=f"--encoder {name}: MAE .* vit-tiny/8$"):
+        with pytest.raises(BadInput, match=rf"--encoder {name}: MAE .* vit-tiny/8$"):
             MAE(models.build(name, image_size=(32, 32), **MAE.ENCODER))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])  # the latter's batch norms hold its activations
+def test_batch_norm_over_all_processes_leaves_the_rest_alone(name):
+    encoder = lived_in(models.build(name, image_size=(32, 32)))
+    images, state = pictures(encoder), encoder.state_dict()
+    with torch.no_grad():
+        before = encoder(images)
+        synchronise(encoder)
+        assert torch.equal(encoder(images), before)
+    assert encoder.state_dict().keys() == state.keys()
+    assert not any(type(m).__name__.startswith("BatchNorm") for m in encoder.modules())
+
+
+def test_muon_needs_the_blocks_of_a_transformer():
+    muon = Recipe(steps=1, lr=1e-3, optimiser="muon")
+    assert len(optimisers_for(models.build("vit_tiny_patch16_224"), muon)) == 2
+    with pytest.raises(BadInput, match="muon is for .*: use adamw"):
+        optimisers_for(models.build("resnet18"), muon)
 
 
 # In and out
@@ -188,7 +209,7 @@ def test_timm_takes_what_is_exported_for_it(name, size, options):
 
 def test_what_other_layouts_have_no_place_for(tmp_path):
     small = models.build("resnet18", image_size=(32, 32))
-    with pytest.raises(BadInput, match="CIFAR form.*unmask or onnx"):
+    with pytest.raises(BadInput, match=r"CIFAR form.*unmask or onnx"):
         interop.to_timm(small)
     with pytest.raises(BadInput, match="ViTModel is no resnet18"):
         interop.to_huggingface(small, tmp_path / "out")

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from unmask.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -49,11 +51,14 @@ def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     of the transformer blocks, whose steps it makes orthogonal, and AdamW for the rest.
 
     Both take the same rate and decay: Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is
-    Scalable for LLM Training", section 2.2). AdamW is fused: one pass over memory for all parameters.
+    Scalable for LLM Training", section 2.2). AdamW is fused: one pass over memory for all parameters. Raises BadInput
+    for "muon" where there are no such matrices.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [(name, p) for name, p in named if p.ndim >= 2 and name.endswith("weight")]
     inner = [p for name, p in matrices if recipe.optimiser == "muon" and "blocks." in name and p.ndim == 2]
+    if recipe.optimiser == "muon" and not inner:
+        raise BadInput("--optimiser muon is for the matrices of a transformer's blocks, and here are none: use adamw")
     taken = {id(p) for p in inner}
     outer = [p for _, p in matrices if id(p) not in taken]
     taken |= {id(p) for p in outer}
