@@ -170,7 +170,7 @@ def test_batch_norm_over_all_processes_leaves_the_rest_alone(name):
 def test_muon_needs_the_blocks_of_a_transformer():
     muon = Recipe(steps=1, lr=1e-3, optimiser="muon")
     assert len(optimisers_for(models.build("vit_tiny_patch16_224"), muon)) == 2
-    with pytest.raises(BadInput, match="muon is for .*: use adamw"):
+    with pytest.raises(BadInput, match=r"muon is for .*: use adamw"):
         optimisers_for(models.build("resnet18"), muon)
 
 

@@ -244,7 +244,8 @@ def bad(tmp_path_factory):
             ["pretrain", "mae", "--data", "digits", "--out", "{out}", "--image-size", "30", "--encoder", "vit-tiny/4"],
             "do not tile",
         ),
-        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet50"], "no encoder is called"),
+        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet81"], "no encoder is called"),
+        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet18"], "MAE shows its encoder"),
         (
             ["pretrain", "mae", "--data", "digits", "--out", "{out}", "--batch-size", "5000"],
             "more than the 1437 images",
