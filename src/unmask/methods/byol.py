@@ -103,7 +103,9 @@ class BYOL(Method):
         self.target = momentum_copy(nn.Sequential(self.encoder, self.projection))
 
     @classmethod
-    def suit(cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Any, dict[str, str]]:
+    def suit(
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+    ) -> tuple[Any, dict[str, str]]:
         if batch_size < 2:
             raise BadInput(f"--batch-size is {batch_size}: batch norms need 2 images or more")
         if settings.blur is not None:

@@ -61,7 +61,7 @@ class Method(nn.Module, ABC):
 
     encoder: Any
     """What is kept, exported and judged: an nn.Module from images (B, C, H, W) to vectors (B, D)."""
-    projection: nn.Module
+    projection: Any
     """Where there is one: the head from the encoder's vectors (B, D) to those (B, d) that the loss sees. It is thrown away,
     and the report tests what it made beside what the encoder did."""
     views: tuple[View, ...]

@@ -91,6 +91,8 @@ class SimCLR(Method):
     """Section 2.2, "Default setting"; for a ViT Chen, Xie, He 2021, table 4."""
 
     memory: Tensor | None
+    """Unit vectors (K, d) of earlier batches, the newest first."""
+    memory_network: Any
 
     def __init__(self, encoder: Any, settings: Settings = Settings()):  # noqa: B008
         super().__init__()
@@ -120,9 +122,13 @@ class SimCLR(Method):
         self.register_buffer("memory", vectors)
 
     @classmethod
-    def suit(cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Any, dict[str, str]]:
+    def suit(
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+    ) -> tuple[Any, dict[str, str]]:
         if batch_size < 2:
-            raise BadInput(f"--batch-size is {batch_size}: views are told apart from those of other images, use 2 or more")
+            raise BadInput(
+                f"--batch-size is {batch_size}: views are told apart from those of other images, use 2 or more"
+            )
         small = min(size) <= SMALL
         best = {"temperature": 0.5, "strength": 0.5, "blur": 0.0} if small else {}
         best = {"temperature": 0.1, "strength": 1.0, "blur": 0.5} | best
@@ -139,11 +145,12 @@ class SimCLR(Method):
         images = torch.cat(batch.views)  # (2B, C, H, W): the batch norms see both views at once
         z = F.normalize(self.projection(self.encoder(images)).float(), dim=1)  # (2B, d)
         loss, found, candidates = nt_xent(z, self.settings.temperature, self.memory)
-        if self.memory_network is not None:
+        if self.memory is not None:
             with torch.no_grad():
                 remembered = F.normalize(self.memory_network(images).float(), dim=1)
-                remembered = torch.cat([distributed.gather(remembered), self.memory])
-                self.memory = remembered[: self.settings.memory]  # first in, first out
+                remembered = remembered.unflatten(0, (2, -1)).transpose(0, 1)  # (B, 2, d): in the order of the images,
+                remembered = distributed.gather(remembered).flatten(0, 1)  # (2N, d), which is that of one process
+                self.memory = torch.cat([remembered, self.memory])[: self.settings.memory]  # first in, first out
         return {"loss": loss, "uninformed": loss.new_tensor(math.log(candidates)), "contrast_accuracy": found}
 
     def after_step(self, clock: Clock) -> None:

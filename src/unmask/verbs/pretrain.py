@@ -237,7 +237,17 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         draw(run, trained, watch, preprocess)
         shown = source if test is not None else few(source, 5000, seed=settings.seed)  # five folds of more take longer
         with distributed.apart():
-            judged = judge(trained.encoder, build(), shown, test, preprocess, size, seed=settings.seed, **probing)
+            judged = judge(
+                trained.encoder,
+                build(),
+                shown,
+                test,
+                preprocess,
+                size,
+                seed=settings.seed,
+                projection=getattr(trained, "projection", None),
+                **probing,
+            )
         run.write("probe.json", judged)
     verdict = health.judge(history, value["lr"], value["usual_lr"], failure, judged)
     result = {
