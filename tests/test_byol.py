@@ -1,6 +1,7 @@
-"""BYOL: loss and heads beside lightly's, the target, collapse when a key part is taken away, and whole runs."""
+"""BYOL: loss and heads beside lightly's, the target, and collapse when a key part is taken away.
 
-import json
+Whole runs and several processes: test_two_views.py."""
+
 import math
 
 import pytest
@@ -12,7 +13,6 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from torch import nn
 
-import unmask
 from unmask import models
 from unmask.data.augment import sample_seeds
 from unmask.data.decode import Preprocess
@@ -220,17 +220,3 @@ GOLDEN = [4.117569, 3.484216, 3.009283, 2.554153, 2.304679, 2.149878, 2.025537, 
 def test_ten_golden_losses():
     """The same seed gives the losses it gave when this line was written: a refactoring must not move them."""
     assert [line["loss"] for line in learn(learner(), 10)] == pytest.approx(GOLDEN, rel=1e-3)
-
-
-# Whole runs
-
-
-def test_a_run_ends_with_a_verdict(tmp_path):
-    run = tmp_path / "run"
-    options = {"data": "digits", "probe": "digits:test", "steps": 20, "encoder": "resnet18", "precision": "float32"}
-    result = unmask.pretrain("byol", out=run, image_size="8", workers=0, **options)
-    assert result["verdict"] in ("learning", "no better than uninformed") and result["steps"] == 20
-    probe = json.loads((run / "probe.json").read_text())
-    assert set(probe["knn"]) == {"trained", "projection", "untrained", "raw_pixels"}
-    assert (run / "report.html").is_file()
-    assert "target_momentum" in json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

@@ -1,6 +1,7 @@
-"""SimCLR and SimCLR v2: the loss beside lightly's and the plain formula, head, memory, optimiser, learning, and whole runs."""
+"""SimCLR and SimCLR v2: the loss beside lightly's and the plain formula; head, memory, optimiser and learning.
 
-import json
+Whole runs and several processes: test_two_views.py."""
+
 import math
 
 import pytest
@@ -12,7 +13,6 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import nn
 
-import unmask
 from unmask import models
 from unmask.data.augment import sample_seeds
 from unmask.data.decode import Preprocess
@@ -26,7 +26,6 @@ from unmask.models.vit import ViT
 from unmask.training import distributed
 from unmask.training.engine import Clock, fit
 from unmask.training.optim import Recipe, optimisers_for
-from unmask.verbs.load import load_run
 
 NOW = Clock(0, 10, 0.0)
 
@@ -229,7 +228,12 @@ def test_views_are_the_papers():
 
 @pytest.mark.parametrize(
     ("options", "batch_size", "says"),
-    [({}, 1, "2 or more"), ({"layers": 0}, 8, "at least"), ({"temperature": 0.0}, 8, "above 0")],
+    [
+        ({}, 1, "2 or more"),
+        ({"memory": 101}, 8, "of 100 images"),
+        ({"layers": 0}, 8, "at least"),
+        ({"temperature": 0.0}, 8, "above 0"),
+    ],
 )
 def test_settings_that_cannot_work_are_refused(options, batch_size, says):
     with pytest.raises(BadInput, match=says):
@@ -288,24 +292,3 @@ def test_ten_golden_losses(name):
     """The same seed gives the losses it gave when this line was written: a refactoring must not move them."""
     method = learner() if name == "v1" else learner(SimCLRv2, memory=100)
     assert [line["loss"] for line in learn(method, 10)] == pytest.approx(GOLDEN[name], rel=1e-3)
-
-
-# Whole runs
-
-
-@pytest.mark.parametrize(("name", "encoder"), [("simclr", "vit-tiny/4"), ("simclr-v2", "resnet18")])
-def test_a_run_ends_with_a_verdict_and_tests_the_vectors_on_both_sides_of_the_head(tmp_path, name, encoder):
-    run = tmp_path / "run"
-    options = {"data": "digits", "probe": "digits:test", "steps": 20, "encoder": encoder, "precision": "float32"}
-    result = unmask.pretrain(name, out=run, image_size="8", workers=0, **options)
-    assert result["verdict"] in ("learning", "no better than uninformed") and result["steps"] == 20
-    probe = json.loads((run / "probe.json").read_text())
-    for test in ("knn", "linear"):
-        assert set(probe[test]) == {"trained", "projection", "untrained", "raw_pixels"}
-        assert probe[test]["projection"] != probe[test]["trained"]
-    assert "behind its projection head" in (run / "report.html").read_text()
-    method, _ = load_run(run)
-    again, _ = unmask.load(run)
-    x = torch.randn(2, again.channels, 8, 8)
-    torch.testing.assert_close(method.encoder(x), again(x))
-    assert method.middle()(x).shape == method.encoder(x).shape

@@ -111,7 +111,7 @@ def call(verb: str, arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: unmask pretrain METHOD --data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
         for name, method in METHODS.items():
-            print(f"  {name:8}{method.SUMMARY}")
+            print(f"  {name:11}{method.SUMMARY}")
         print("\nunmask pretrain METHOD --help shows all options of a method")
         return 0
     name, *rest = arguments

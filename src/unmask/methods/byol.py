@@ -13,8 +13,8 @@ Transformers").
 
 Deviations from the reference code (deepmind-research/byol), none of which changes what is learnt:
 - the target begins as a copy of the online network, not as another random one (the authors saw no difference);
-- brightness is a factor and not a shift, as in SimCLR and torchvision; LARS is timm's, which adds weight decay to the
-  gradient's norm, not vector;
+- brightness is a factor and not a shift, as in SimCLR and torchvision; LARS is timm's, whose trust ratio
+  divides by |g| + decay |w| for |g + decay w|;
 - no classifier is trained beside it: probes test the encoder.
 Deviations that do: shorter hidden layers for encoders whose vectors are shorter than ResNet-50's (`Settings.hidden`), no
 blur for small images, and the target's momentum by the length of the run (`Settings.momentum`).

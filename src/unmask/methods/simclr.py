@@ -18,7 +18,7 @@ Published, ImageNet-1k, ResNet-50, linear probe: 64.5 percent after 100 epochs (
 
 Deviations from the reference code (google-research/simclr), none of which changes what is learnt:
 - the rows of the batch stand in another order; the crop is torchvision's (same scales and aspects);
-- LARS is timm's: its rate stands outside of the momentum, and weight decay is added to the gradient's norm, not vector.
+- LARS is timm's: the rate stands outside of its momentum, and its trust ratio divides by |g| + decay |w| for |g + decay w|.
 Deviations that do:
 - the loss is the mean over all 2N views, as in algorithm 1; the code adds up two means over N. The steps of matrices are
   the same by LARS, those of biases and norms are half as long;
@@ -126,20 +126,18 @@ class SimCLR(Method):
         cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
     ) -> tuple[Any, dict[str, str]]:
         if batch_size < 2:
+            raise BadInput(f"--batch-size is {batch_size}: views are told from those of other images, use 2 or more")
+        if 0 < images < settings.memory:
             raise BadInput(
-                f"--batch-size is {batch_size}: views are told apart from those of other images, use 2 or more"
+                f"--memory {settings.memory} of {images} images: its vectors would be of the very images in a batch"
             )
-        small = min(size) <= SMALL
-        best = {"temperature": 0.5, "strength": 0.5, "blur": 0.0} if small else {}
-        best = {"temperature": 0.1, "strength": 1.0, "blur": 0.5} | best
-        pixels = f"{size[0]} x {size[1]} pixels"
-        reasons = {
-            "temperature": f"{pixels}: the paper's best on CIFAR-10" if small else "the paper's for ImageNet",
-            "strength": f"{pixels}: the paper's for CIFAR-10" if small else "the paper's for ImageNet",
-            "blur": f"{pixels}: none, as in the paper for CIFAR-10" if small else "the paper's for ImageNet",
-        }
-        open_ = [name for name in best if getattr(settings, name) is None]
-        return replace(settings, **{name: best[name] for name in open_}), {name: reasons[name] for name in open_}
+        paper = {"temperature": 0.1, "strength": 1.0, "blur": 0.5}
+        why = "the paper's for ImageNet"
+        if min(size) <= SMALL:
+            paper = {"temperature": 0.5, "strength": 0.5, "blur": 0.0}
+            why = f"{size[0]} x {size[1]} pixels: the paper's for CIFAR-10 (appendix B.9)"
+        chosen = {name: value for name, value in paper.items() if getattr(settings, name) is None}
+        return replace(settings, **chosen), dict.fromkeys(chosen, why)
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         images = torch.cat(batch.views)  # (2B, C, H, W): the batch norms see both views at once

@@ -132,11 +132,13 @@ def judge(
     train = labelled(train)
     sources = [train] if test is None else [train, labelled(aligned(test, train))]
     vectors: dict[str, Sequence[Tensor]] = {}
-    heads = [] if projection is None else [("projection", nn.Sequential(encoder, projection))]
-    for name, module in (("trained", encoder), ("untrained", untrained), *heads):
+    for name, module in (("trained", encoder), ("untrained", untrained)):
         vectors[name], read = zip(
             *(extract(module, source, preprocess, size, **extractor) for source in sources), strict=True
         )
+    if projection is not None:
+        whole = nn.Sequential(encoder, projection)
+        vectors["projection"] = [extract(whole, source, preprocess, size, **extractor)[0] for source in sources]
     vectors["raw_pixels"] = [pixels(source, preprocess, size, **options)[0] for source in sources]
     sources = [source.subset(index.numpy()) for source, index in zip(sources, read, strict=True)]
     targets = [source.targets() for source in sources]
