@@ -74,6 +74,10 @@ BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
+AGREED, SHARP, EVEN = 0.02, 0.1, 0.98
+"""Of a teacher's outputs (Caron et al. 2021, section 5.3), as shares of the most that they could say, ln K: the divergence
+between student and teacher below which the outputs are the same whatever the image, the entropy below which they are then
+one output, and above which all outputs alike."""
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
 LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
@@ -113,6 +117,8 @@ def judge(
         f"the loader kept the model waiting {waited:.0%} of the time: more --workers, smaller files, or a faster disk"
     )
 
+    if collapsed := one_answer(history[-width:]):
+        return collapsed
     if last > 1.1 and last > 1.2 * best:
         return Verdict("diverged", f"{seen}, and was {best:.0%} at its best", (slower, "clip the gradient: --clip 1"))
     if spread and (spread[-1]["feature_std"] < COLLAPSED_STD or spread[-1]["rank"] < COLLAPSED_RANK):
@@ -153,6 +159,25 @@ def judge(
     if ratios[len(ratios) // 2] - last > 0.02:
         advice.append("the loss was still falling: more --epochs will give better features")
     return Verdict("learning", seen, tuple(advice))
+
+
+def one_answer(lines: list[dict[str, Any]]) -> Verdict | None:
+    """The verdict on a teacher that says the same of every image, from the entropy of what it says and the divergence of
+    its student; None where there is no teacher, or it says more than that."""
+    if "teacher_entropy" not in lines[-1]:
+        return None
+    most = mean([line["uninformed"] for line in lines])
+    entropy, divergence = (mean([line[name] for line in lines]) / most for name in ("teacher_entropy", "kl"))
+    if divergence > AGREED or SHARP < entropy < EVEN:
+        return None
+    found = f"the teacher's entropy is {entropy:.0%} of the largest and its student differs from it by {divergence:.1%}"
+    if entropy <= SHARP:
+        sentence = f"one output dominates: the teacher gives it to every image ({found}), so there is nothing to learn"
+        advice = ("keep --centring, and lower --centre-momentum", "raise --teacher-temperature a little")
+    else:
+        sentence = f"all outputs are alike: the teacher gives every image the same of each ({found}), so there is nothing to learn"
+        advice = ("lower --teacher-temperature: 0.04 is safe, 0.07 only after a warm-up", "lower --base-lr")
+    return Verdict("collapsed", sentence, advice)
 
 
 def worse(probe: dict[str, Any]) -> list[tuple[str, float, float]]:
