@@ -15,7 +15,7 @@ Deviations from the reference code (main_dino.py), none of which changes the fun
 - the centre is moved once a step by all that the teacher said in it, however many parts the batch was computed in;
 - the teacher's temperature rises with each step of its warm-up, not with each epoch.
 Deviations that do: positions are resampled with antialiasing for small crops; the ViT begins with Xavier-uniform matrices,
-as all of ours; the learnt scales of the last layer (--no-norm-last-layer) are not decayed; small images are blurred in
+as all of ours; tokens, positions and the learnt scales of the last layer (--no-norm-last-layer) are not decayed; small images are blurred in
 proportion to their size (the reference's 2 pixels are meant for 224); and a collection smaller than ImageNet gets the
 outputs, the momentum and the rate that are printed with their reasons.
 """
@@ -173,12 +173,15 @@ class DINO(Method):
             log_p = ((outputs - self.centre) / self.temperature(clock.epoch)).log_softmax(dim=-1)
             p = log_p.exp()
             entropy = -(p * log_p).sum(dim=-1).mean()
+            overall = distributed.mean(p.mean(dim=0))  # (K)
+            information = torch.special.entr(overall).sum() - entropy
 
         vectors = [self.student(torch.cat(views)) for views in (large, small) if views]  # one pass for each size
         logits = self.student_head(torch.cat(vectors)).float() / self.settings.student_temperature  # ((2 + N) B, K)
         loss = cross_entropy(p.unflatten(0, (-1, B)), logits.unflatten(0, (-1, B)))
         uninformed = loss.new_tensor(math.log(self.centre.numel()))
-        return {"loss": loss, "uninformed": uninformed, "teacher_entropy": entropy, "kl": loss.detach() - entropy}
+        watched = {"teacher_entropy": entropy, "kl": loss.detach() - entropy, "information": information}
+        return {"loss": loss, "uninformed": uninformed, **watched}
 
     def temperature(self, epoch: float) -> float:
         s = self.settings
