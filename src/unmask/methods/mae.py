@@ -27,6 +27,7 @@ from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, unpatchify
 from unmask.methods.method import Method, Paper
+from unmask.models import Encoder
 from unmask.models.vit import ViT
 from unmask.training.engine import Clock
 
@@ -75,8 +76,13 @@ class MAE(Method):
     PAPERS: ClassVar = {"vit": Paper("vit-base/16", 4096, 1.5e-4, 800, 40, weight_decay=0.05, betas=(0.9, 0.95))}
     """Table 8."""
 
-    def __init__(self, encoder: ViT, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
+    def __init__(self, encoder: Encoder, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
         super().__init__()
+        if not isinstance(encoder, ViT):
+            raise BadInput(
+                f"--encoder {encoder.config['backbone']}: MAE shows its encoder a part of the patches, which only a ViT of "
+                "ours can take: use one such as vit-tiny/8"
+            )
         if not 0.0 < settings.mask_ratio < 1.0:
             raise BadInput(f"--mask-ratio is {settings.mask_ratio}: give a share between 0 and 1, such as 0.75")
         self.encoder, self.settings = encoder, settings

@@ -33,6 +33,8 @@ from torch import Tensor
 
 from unmask.errors import BadInput
 from unmask.layers import sincos_positions
+from unmask.models import Encoder, rebuild
+from unmask.models.backbones import Backbone
 from unmask.models.vit import SIZES, ViT
 from unmask.training.run import write
 
@@ -56,11 +58,12 @@ HEADS = {width: heads for width, _, heads in SIZES.values()}
 # Our own folders
 
 
-def save(encoder: ViT, folder: str | Path, config: dict[str, Any]) -> None:
+def save(encoder: Encoder, folder: str | Path, config: dict[str, Any]) -> None:
     """Write model.safetensors and config.json into `folder`, each beside and then renamed.
 
     config: what else is to be known of the encoder, as JSON values ("name", "method", "preprocess", …); its entry
-    "encoder", the arguments that build the ViT again, is written by this function.
+    "encoder", from which `models.rebuild` builds the architecture again, is written by this function. It has the
+    arguments of ViT, or those of Backbone, which name a "backbone".
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,7 @@ def save_whole(state: State, path: Path) -> None:
 
 def load(
     path: str | Path, image_size: tuple[int, int] | None = None, heads: int | None = None
-) -> tuple[ViT, dict[str, Any]]:
+) -> tuple[Encoder, dict[str, Any]]:
     """The encoder at `path`, in evaluation mode, and what is known of it.
 
     path: a run, our own encoder folder, a Hugging Face folder, an official MAE checkpoint (its decoder is left out: see
@@ -85,9 +88,9 @@ def load(
     image_size, heads: for a bare state dict, which does not tell them. By default the grid of patches is square, and
     the heads are those of the usual ViT of that width (`HEADS`); another width needs `heads`.
 
-    Returns the ViT and its config: "encoder" (the arguments of ViT), and what `save` was given, or for foreign weights
-    "layout" ("timm" or "huggingface"). Foreign encoders with a class token pool by it. Raises BadInput for anything
-    that is none of these, is damaged, holds code, or computes something that our ViT does not.
+    Returns the encoder and its config: "encoder" (the arguments of ViT or of Backbone), and what `save` was given, or
+    for foreign weights "layout" ("timm" or "huggingface"). Foreign encoders with a class token pool by it. Raises
+    BadInput for anything that is none of these, is damaged, holds code, or computes something that our ViT does not.
     """
     path = Path(path)
     if (path / "encoder" / "config.json").is_file():
@@ -97,17 +100,17 @@ def load(
         refuse_arguments(path, image_size, heads)
         state = read_state(path / "model.safetensors")
         try:
-            vit = ViT(**config["encoder"])
+            encoder = rebuild(config["encoder"])
         except (TypeError, ValueError):
             raise BadInput(f"{path / 'config.json'} describes no encoder that this version of unmask knows") from None
     else:
-        found, encoder, layout, _ = read_foreign(path, image_size, heads)
-        config = {"encoder": encoder, "layout": layout}
+        found, facts, layout, _ = read_foreign(path, image_size, heads)
+        config = {"encoder": facts, "layout": layout}
         state = from_timm({key: value for key, value in found.items() if not of_decoder(key)}, path)
-        vit = ViT(**encoder)
-    check(state, vit.state_dict(), path)
-    vit.load_state_dict(state)
-    return vit.eval(), config
+        encoder = ViT(**facts)
+    check(state, encoder.state_dict(), path)
+    encoder.load_state_dict(state)
+    return encoder.eval(), config
 
 
 def load_mae(
@@ -276,7 +279,7 @@ def check(state: State, wanted: State, path: Path) -> None:
     for what, keys in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
         if keys:
             some = ", ".join(sorted(keys)[:3]) + ", …" * (len(keys) > 3)
-            raise BadInput(f"{path} {what} {some}: it is another kind of ViT than this one")
+            raise BadInput(f"{path} {what} {some}: it is another kind of encoder than this one")
     for key, value in wanted.items():
         if value.shape != state[key].shape:
             raise BadInput(f"{path}: {key} is {tuple(state[key].shape)} where its facts say {tuple(value.shape)}")
@@ -308,9 +311,20 @@ def renamed(key: str, names: dict[str, str]) -> str:
     return key
 
 
-def to_timm(encoder: ViT) -> State:
+def to_timm(encoder: Encoder) -> State:
     """The state dict of timm's VisionTransformer with num_classes=0. Its norms must have our norm_eps, as they do by
-    default (1e-6). Pooling: see the head of this file."""
+    default (1e-6). Pooling: see the head of this file.
+
+    Of a Backbone, the state dict of timm's model of that name with num_classes=0, in_chans and, where it takes one,
+    img_size. Raises BadInput for the CIFAR form, which timm has no name for.
+    """
+    if isinstance(encoder, Backbone):
+        if encoder.config["cifar_stem"]:
+            raise BadInput(
+                f"timm's {encoder.config['backbone']} has a stem of 7x7 and max-pooling, where this, in its CIFAR form, has "
+                "3x3 and none: export to unmask or onnx"
+            )
+        return encoder.model.state_dict()
     return encoder_to_timm(encoder.state_dict(), encoder.patch_size)
 
 
@@ -447,12 +461,14 @@ def timm_to_huggingface(state: State) -> State:
     return {substituted(key, TO_HUGGINGFACE): value for key, value in out.items()}
 
 
-def to_huggingface(encoder: ViT, folder: str | Path) -> None:
+def to_huggingface(encoder: Encoder, folder: str | Path) -> None:
     """Write config.json and model.safetensors for ViTModel.from_pretrained(folder, add_pooling_layer=False).
 
     Its last_hidden_state is our normalised tokens; pooling: see the head of this file. Raises BadInput for an encoder
-    that ViTModel cannot be: without a class token, or with layer scale.
+    that ViTModel cannot be: one of timm, one without a class token, or with layer scale.
     """
+    if isinstance(encoder, Backbone):
+        raise BadInput(f"Hugging Face's ViTModel is no {encoder.config['backbone']}: export to timm or onnx")
     facts = encoder.config
     if not facts["class_token"] or facts["layer_scale"] is not None:
         raise BadInput("Hugging Face's ViTModel has a class token and no layer scale, unlike this one: export to timm")
@@ -495,7 +511,7 @@ def to_huggingface_mae(state: State, patch_size: int) -> State:
 # ONNX
 
 
-def to_onnx(encoder: ViT, path: str | Path) -> None:
+def to_onnx(encoder: Encoder, path: str | Path) -> None:
     """Write the encoder as ONNX: `images` (B, C, H, W) float32 to `features` (B, D), any B, H and W as trained.
 
     Weights of more than 2 GB, the limit of the format, go into a second file beside, `path`.data. Raises BadInput if
