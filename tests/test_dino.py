@@ -146,9 +146,7 @@ def reference(dino: DINO, recipe: Recipe, per_epoch: int, count: int):
     return losses, teacher
 
 
-RECIPE = Recipe(
-    8, 3e-3, steps_per_epoch=3, min_lr=1e-6, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999)
-)
+RECIPE = Recipe(8, 3e-3, steps_per_epoch=3, min_lr=1e-6, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999))
 
 
 def stream(dino: DINO, count: int, parts: int = 1, part: int = 0):
@@ -172,7 +170,9 @@ def test_training_is_that_of_the_reference():
     assert [line["loss"] for line in history] == pytest.approx(expected, rel=1e-5)
     for mine, theirs in ((dino.encoder, teacher[0]), (dino.head, teacher[1])):
         for name, parameter in theirs.named_parameters():
-            if "qkv.bias" not in name:  # softmax is blind to that of keys: its gradient is noise, of which Adam makes steps
+            if (
+                "qkv.bias" not in name
+            ):  # softmax is blind to that of keys: its gradient is noise, of which Adam makes steps
                 torch.testing.assert_close(mine.get_parameter(name), parameter, rtol=1e-4, atol=1e-5, msg=name)
 
 

@@ -33,6 +33,9 @@ HIDDEN = 0.5
 PANELS = (
     ("rank", "effective rank of the features", "RankMe; 1 is collapse"),
     ("feature_std", "spread of the features over images", "0 is collapse"),
+    ("information", "what the teacher tells of an image, nats", "0 is collapse"),
+    ("teacher_entropy", "entropy of the teacher's outputs, nats", "with information 0: one output, or all alike"),
+    ("kl", "student away from the teacher, nats", "below the information: it foretells it"),
     ("knn", "k-NN accuracy while training", "higher is better"),
     ("lr", "learning rate", "warm-up, then cosine"),
     ("grad_norm", "norm of the gradient", "jumps are a warning"),

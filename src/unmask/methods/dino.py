@@ -15,9 +15,9 @@ Deviations from the reference code (main_dino.py), none of which changes the fun
 - the centre is moved once a step by all that the teacher said in it, however many parts the batch was computed in;
 - the teacher's temperature rises with each step of its warm-up, not with each epoch.
 Deviations that do: positions are resampled with antialiasing for small crops; the ViT begins with Xavier-uniform matrices,
-as all of ours; tokens, positions and the learnt scales of the last layer (--no-norm-last-layer) are not decayed; small images are blurred in
-proportion to their size (the reference's 2 pixels are meant for 224); and a collection smaller than ImageNet gets the
-outputs, the momentum and the rate that are printed with their reasons.
+as all of ours; tokens, positions and the learnt scales of the last layer (--no-norm-last-layer) are not decayed; small
+images are blurred in proportion to their size (the reference's 2 pixels are meant for 224); and a collection smaller than
+ImageNet gets the outputs, the momentum and the rate that are printed with their reasons.
 """
 
 import math
@@ -32,6 +32,7 @@ from unmask.data.augment import View
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper, follow, momentum_copy
+from unmask.models import Encoder
 from unmask.models.vit import ViT
 from unmask.training import distributed
 from unmask.training.engine import Clock
@@ -118,21 +119,27 @@ class DINO(Method):
         "vit": Paper(
             "vit-small/16", 1024, 5e-4, 100, 10, weight_decay=0.04, weight_decay_end=0.4, min_lr=1e-6, drop_path=0.1
         ),
-        "resnet": Paper("resnet50", 512, 0.03, 100, 10, weight_decay=1e-4, optimiser="sgd", scaling="linear", min_lr=1e-6),
+        "resnet": Paper(
+            "resnet50", 512, 0.03, 100, 10, weight_decay=1e-4, optimiser="sgd", scaling="linear", min_lr=1e-6
+        ),
     }
     """Section 3.2; the README's command for ResNet-50 on 8 GPUs with 64 images each."""
 
     @classmethod
-    def suit(cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Settings, dict[str, str]]:
+    def suit(
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+    ) -> tuple[Settings, dict[str, str]]:
         reasons, found = {}, {}
         if settings.out_dim is None:
             found["out_dim"] = min(65536, max(1024, 2 ** round(math.log2(images / 20))))
-            reasons["out_dim"] = f"{images:,} images, of which the paper has 20 for each output; from 1,024 to its 65,536"
+            reasons["out_dim"] = (
+                f"{images:,} images, of which the paper has 20 for each output; from 1,024 to its 65,536"
+            )
         if settings.momentum is None:
             found["momentum"], reasons["momentum"] = momentum_for(images, batch_size)
         return replace(settings, **found), reasons
 
-    def __init__(self, encoder: Any, settings: Settings = Settings()):  # noqa: B008
+    def __init__(self, encoder: Encoder, settings: Settings = Settings()):  # noqa: B008
         super().__init__()
         s = self.settings = settings
         check(s)
@@ -245,7 +252,10 @@ def momentum_for(images: int, batch_size: int) -> tuple[float, str]:
     if batch_size > 256:
         return 0.996, "the paper's"
     steps = min(2000, max(100, round(0.4 * images / batch_size)))
-    return 1 - 1 / steps, f"an average over {steps:,} steps: 0.4 epochs, as 0.9995 is of ImageNet in batches of 256; at least 100"
+    return (
+        1 - 1 / steps,
+        f"an average over {steps:,} steps: 0.4 epochs, as 0.9995 is of ImageNet in batches of 256; at least 100",
+    )
 
 
 def local_size(size: tuple[int, int], patch: int, shorter: int | None) -> tuple[int, int]:
@@ -258,7 +268,7 @@ def local_size(size: tuple[int, int], patch: int, shorter: int | None) -> tuple[
 
 
 @torch.no_grad()
-def length(encoder: Any, size: tuple[int, int]) -> int:
+def length(encoder: Encoder, size: tuple[int, int]) -> int:
     """Of the encoder's vectors, from an image of this size. BadInput where it cannot take one."""
     training = encoder.training
     try:

@@ -47,7 +47,9 @@ def attend(settings: Attend) -> Path:
     """Draw the attention and return where. BadInput for an encoder without attention, or images that cannot be read."""
     encoder, preprocess = load(settings.run)
     if not isinstance(encoder, ViT):
-        raise BadInput(f"{settings.run} holds no ViT of ours, so no attention: give a run with an encoder such as vit-tiny/8")
+        raise BadInput(
+            f"{settings.run} holds no ViT of ours, so no attention: give a run with an encoder such as vit-tiny/8"
+        )
     if not 0 < settings.mass < 1:
         raise BadInput(f"--mass is {settings.mass}: give a share between 0 and 1, such as {MASS}")
     if settings.out.suffix.lower() != ".png":
@@ -61,7 +63,9 @@ def attend(settings: Attend) -> Path:
     except OSError as error:
         raise BadInput(f"{settings.out} cannot be written ({error.strerror}): choose another --out") from None
     heads = encoder.config["heads"]
-    console.print(f"where {heads} heads look in {len(images)} images, {settings.mass:.0%} of it, drawn into {settings.out}")
+    console.print(
+        f"where {heads} heads look in {len(images)} images, {settings.mass:.0%} of it, drawn into {settings.out}"
+    )
     return settings.out
 
 
@@ -105,7 +109,10 @@ def attention_picture(encoder: ViT, images: Tensor, preprocess: Preprocess, mass
     rows = []
     for image, maps in zip(preprocess.denormalise(images), last_attention(encoder, images), strict=True):
         mean = maps.mean(dim=0)
-        row = {"image": image, "object": figures.cut_out(image, main_object(mean, (image.shape[1], image.shape[2]), mass))}
+        row = {
+            "image": image,
+            "object": figures.cut_out(image, main_object(mean, (image.shape[1], image.shape[2]), mass)),
+        }
         for name, looks in [("mean", mean), *((f"head {i + 1}", head) for i, head in enumerate(maps))]:
             row[name] = figures.attended(image, looks, holding(looks, mass))
         rows.append(row)
