@@ -103,7 +103,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.normalize(self.mlp(x).float(), dim=-1)  # (R, bottleneck)
-        return F.linear(x, torch._weight_norm(self.last.weight, self.scale))
+        rows = torch._weight_norm(self.last.weight, self.scale)  # type: ignore[reportPrivateImportUsage]
+        return F.linear(x, rows)
 
 
 class DINO(Method):

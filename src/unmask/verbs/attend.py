@@ -74,8 +74,8 @@ def last_attention(encoder: ViT, images: Tensor) -> Tensor:
     """Where each head of the last block looks in images (B, C, H, W), normalised: (B, heads, rows, columns) float32, with
     sum 1 over the patches. From the class token; of an encoder without one, the mean over all patches."""
     maps: list[Tensor] = []
-    *earlier, last = encoder.blocks
-    block: Any
+    blocks: Any = encoder.blocks
+    *earlier, last = blocks
     for image in images.split(1):  # a map is as large as the square of the patches
         tokens = encoder.embed(image)
         for block in earlier:
