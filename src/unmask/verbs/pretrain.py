@@ -23,6 +23,7 @@ from unmask.data.sources import Source, open_source
 from unmask.data.survey import survey
 from unmask.errors import BadInput
 from unmask.methods import METHODS
+from unmask.methods.dino import DINO
 from unmask.methods.mae import MAE
 from unmask.methods.method import Method
 from unmask.models import interop
@@ -31,6 +32,7 @@ from unmask.training import distributed, engine, health
 from unmask.training.engine import console
 from unmask.training.optim import Optimiser, Recipe
 from unmask.training.run import Run, plain, revive
+from unmask.verbs.attend import attention_picture
 from unmask.verbs.choices import Choice, choose, paper_for, parse_size
 from unmask.verbs.probe import few, judge, watch_probe
 from unmask.verbs.reconstruct import picture
@@ -436,6 +438,8 @@ def draw(run: Run, trained: Any, watch: torch.Tensor, preprocess: Preprocess) ->
         pictures["positions"] = figures.positions(positions @ positions.T, encoder.grid)
         kernels = encoder.patch_embedding.weight.detach()
         pictures["filters"] = figures.filters(kernels, encoder.patch_size, encoder.channels)
+        if isinstance(trained, DINO):
+            pictures["attention"] = attention_picture(encoder.eval(), watch[:6].cpu(), preprocess)
     elif (kernels := encoder.filters) is not None:
         as_patches = kernels.permute(0, 2, 3, 1).flatten(1)  # (D, k*k*C)
         pictures["filters"] = figures.filters(as_patches, kernels.shape[2], encoder.channels)
