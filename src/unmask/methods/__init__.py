@@ -1,5 +1,7 @@
 """The ways to learn, by name."""
 
+from unmask.methods.beit import BEiT
+from unmask.methods.dvae import DVAE
 from unmask.methods.mae import MAE
 
-METHODS = {"mae": MAE}
+METHODS = {"mae": MAE, "beit": BEiT, "dvae": DVAE}

@@ -69,6 +69,11 @@ class Method(nn.Module, ABC):
         """`settings` with every None filled in for so many images of this size (height, width), and the reasons by name."""
         return settings, {}
 
+    @classmethod
+    def built_with(cls, settings: Any) -> dict[str, Any]:
+        """Options that the encoder is built with, for settings that are filled in."""
+        return cls.ENCODER
+
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Scalars of one batch: "loss", "uninformed" (the loss, on this very batch, of a model that learnt nothing), and
