@@ -35,7 +35,14 @@ def trained(encoder: str, batch_size: int, steps: int, folder: Path) -> tuple[fl
     """Images a second and the process's peak in GiB, of a real run."""
     run = folder / f"{encoder}-{batch_size}".replace("/", "-")
     data = Path(os.environ["UNMASK_DATA_DIR"], "imagenet-samples")
-    options = {"data": data, "out": run, "encoder": encoder, "image-size": 224, "batch-size": batch_size, "steps": steps}
+    options = {
+        "data": data,
+        "out": run,
+        "encoder": encoder,
+        "image-size": 224,
+        "batch-size": batch_size,
+        "steps": steps,
+    }
     command = [sys.executable, "-c", CHILD, "pretrain", "mae"]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

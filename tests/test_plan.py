@@ -1,5 +1,6 @@
 """The plan of a training: parameters, operations and bytes, against formulas and against real tensors."""
 
+import functools
 import json
 
 import pytest
@@ -47,7 +48,7 @@ def mae_flops(patch, channels, grid, width, depth, decoder_width, decoder_depth)
     ],
 )
 def test_parameters_and_operations_are_those_of_the_formula(name, size, channels, shape):
-    width, depth, decoder_width, decoder_depth = shape
+    width, depth, *_ = shape
     patch = int(name.split("/")[1])
     need = plan.needs(lambda: mae(name, size, channels), 3, "float32", "adamw")
     grid = (size[0] // patch, size[1] // patch)
@@ -98,6 +99,7 @@ def test_muon_remembers_less_than_adamw():
 
 
 def test_the_largest_batch_fits_and_a_tenth_more_does_not():
+    @functools.cache
     def play(batch_size):
         return plan.needs(lambda: mae("vit-tiny/8"), batch_size, "bf16", "adamw")
 
@@ -134,8 +136,8 @@ def test_a_gpu_that_is_not_here_is_planned_from_its_rate(tmp_path, monkeypatch, 
     assert found["images_per_second"] == pytest.approx(4 * 0.5 * 100e12 / found["flops"], rel=1e-6)
     assert found["precision"] == "bf16" and found["memory"] == 2**28 and found["largest_batch_size"] % 4 == 0
     alone = plan.needs(lambda: mae("vit-tiny/8"), 2, "bf16", "adamw")
-    assert found["peak"] == alone.peak + alone.gradients
-    assert run(*SMALL[:-1], 4096, *there) == 0
+    assert found["peak"] == pytest.approx(alone.peak + alone.gradients, rel=1e-6)
+    assert run(*SMALL[:-1], 4096, *there[:-4]) == 0
     assert "does not fit" in capsys.readouterr().out
     assert run(*SMALL, "--device", "cuda", "--images", 800) == 0
     assert "give --tflops" in " ".join(capsys.readouterr().out.split())
@@ -146,7 +148,7 @@ def test_a_gpu_that_is_not_here_is_planned_from_its_rate(tmp_path, monkeypatch, 
     [
         ([], "--encoder is missing"),
         (["--encoder", "vit-tiny"], "no encoder is called"),
-        (["--encoder", "vit-tiny/7"], "do not tile"),
+        (["--encoder", "vit-tiny/9"], "do not tile"),
         ([*SMALL, "--method", "mea"], "no method is called 'mea'"),
         ([*SMALL, "--processes", "3"], "3 processes do not divide"),
         ([*SMALL, "--images", "4"], "more than the 4 images"),

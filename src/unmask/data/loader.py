@@ -121,12 +121,15 @@ class Loader:
         held = self.held
         height, width = torch.tensor(held.images.shape[2:], device=self.device)
         for key in keys:
-            samples = torch.from_numpy(key.samples).to(self.device, non_blocking=True)
-            seeds, places = sample_seeds(self.seed, key.epoch, samples), held.stands[samples]
+            samples = torch.from_numpy(key.samples)
+            near = sample_seeds(self.seed, key.epoch, samples)  # on the CPU, where colours are drawn
+            seeds = near.to(self.device, non_blocking=True)
+            places = held.stands[samples.to(self.device, non_blocking=True)]
             chosen, views = held.images[places], []
             for number, view in enumerate(self.views):
                 drawn = view.draw(seeds, height.expand_as(seeds), width.expand_as(seeds), number)
-                views.append(self.preprocess.normalise(view.render_batch(chosen, drawn)))
+                rendered = view.render_batch(chosen, drawn)
+                views.append(self.preprocess.normalise(coloured(rendered, view, near, number, self.preprocess)))
             yield Batch(tuple(views), held.index[places], seeds)
 
     def _workers(self, dataset: "Renderer | Reader", keys: Any) -> DataLoader:
@@ -143,14 +146,21 @@ class Loader:
         )
 
     def _batches(self, keys: Any, replace: bool) -> Iterator[Batch]:
-        renderer = Renderer(self.source, self.preprocess, self.views, self.seed, replace, KEPT // max(1, self.workers))
+        on_cpu = self.device.type == "cpu"
+        room = KEPT // max(1, self.workers)
+        renderer = Renderer(self.source, self.preprocess, self.views, self.seed, replace, on_cpu, room)
         for views, index, seed, failures in self._workers(renderer, keys):
             for path, reason in failures:
                 self.unreadable(path, reason)
             if len(index) == 0:
                 continue
-            views = tuple(self.preprocess.normalise(view.to(self.device, non_blocking=True)) for view in views)
-            yield Batch(views, index.to(self.device), seed.to(self.device))
+            views = [view.to(self.device, non_blocking=True) for view in views]
+            if not on_cpu:
+                views = [
+                    coloured(images, view, seed, number, self.preprocess)
+                    for number, (images, view) in enumerate(zip(views, self.views, strict=True))
+                ]
+            yield Batch(tuple(map(self.preprocess.normalise, views)), index.to(self.device), seed.to(self.device))
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,8 @@ class Renderer:
     views: tuple[View, ...]
     seed: int
     replace: bool
+    colour: bool
+    """Whether the views are coloured here, not on the device."""
     room: int
     """Bytes of prepared images that may be kept for later epochs."""
     kept: dict[int, Shrunk] = field(default_factory=dict)
@@ -240,7 +252,10 @@ class Renderer:
                 view.render(image.pixels, row if image.factor == 1 else image.box(row))
                 for image, row in zip(images, drawn, strict=True)
             ]
-            views.append(stacked(rendered) if rendered else torch.empty(0))
+            if self.colour and view.colourful and rendered:
+                views.append(coloured(torch.stack(rendered), view, seeds, number, self.preprocess))
+            else:
+                views.append(stacked(rendered) if rendered else torch.empty(0))
         return views, torch.tensor(indices, dtype=torch.int64), seeds, failures
 
 
@@ -248,6 +263,18 @@ def stacked(images: list[Tensor]) -> Tensor:
     """Images (C, H, W) as one batch (B, C, H, W), channels side by side in memory as most of them come; in a worker it is
     made where the other process sees it."""
     return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+def coloured(images: Tensor, view: View, seeds: Tensor, number: int, preprocess: Preprocess) -> Tensor:
+    """Rendered images (B, C, H, W) of view `number` with their colours changed, for sample seeds (B,) int64 on the CPU.
+    Black and white of floats are what is shown as such: `low` and `high` of the preprocessing."""
+    if not view.colourful:
+        return images
+    drawn = view.draw_colour(seeds, number)
+    if images.dtype == torch.uint8 or not preprocess.low:
+        return view.colour(images, drawn)
+    low, high = (images.new_tensor(value)[:, None, None] for value in (preprocess.low, preprocess.high))
+    return view.colour((images - low) / (high - low), drawn) * (high - low) + low
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -118,6 +119,7 @@ def plan(settings: Plan) -> dict[str, Any]:
         encoder = models.build(str(settings.encoder), image_size=size, channels=settings.channels, **kind.ENCODER)
         return kind(encoder, kind.suit(kind.Settings(), settings.images or IMAGENET, settings.batch_size, size)[0])
 
+    @functools.cache
     def play(batch_size: int) -> Needs:
         return needs(build, batch_size, precision, settings.optimiser)
 
@@ -272,13 +274,13 @@ def memory(given: float | None, device: torch.device, here: bool) -> tuple[int |
 
 
 def largest(play: Callable[[int], Needs], batch_size: int, free: int) -> int:
-    """The largest batch whose peak fits into so many bytes, 0 for none. Beyond a few images the peak grows in proportion:
-    two of them tell where to look, and what is found is played through."""
-    low, high = play(batch_size), play(2 * batch_size)
-    each = (high.peak - low.peak) / batch_size
-    found = batch_size + math.floor((free - low.peak) / each)
-    while found > 0 and play(found).peak > free:
-        found = math.floor(found * 0.95)
+    """The largest batch whose peak fits into so many bytes, 0 for none. Activations grow in proportion to it: that tells
+    where to begin, above it, and what is found is played through."""
+    one, two = play(batch_size), play(2 * batch_size)
+    fixed = one.weights + one.optimiser
+    found = math.floor((free - fixed) / ((two.activations - one.activations) / batch_size))
+    while found > 0 and (peak := play(found).peak) > free:
+        found = min(found - 1, math.floor(found * (free - fixed) / (peak - fixed)))
     return max(0, found)
 
 
@@ -330,7 +332,7 @@ def spoken(hours: float | None) -> str:
     if hours is None:
         return "hours need --images and a rate"
     if hours < 2:
-        return f"{hours * 60:.0f} minutes"
+        return f"{hours * 60:.0f} minutes" if hours > 1 / 30 else f"{hours * 3600:.0f} seconds"
     return f"{hours:,.0f} hours" if hours < 72 else f"{hours / 24:,.1f} days"
 
 
