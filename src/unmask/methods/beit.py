@@ -78,7 +78,7 @@ class BEiT(Method):
         if tokenizer is None:
             raise BadInput("--tokens is missing: train a tokenizer by `unmask pretrain dvae`, then name its run by --tokens")
         self.encoder, self.settings, self.target = encoder, settings, TokenTarget(tokenizer)
-        self.views = (View(encoder.image_size, settings.crop_scale, flip=settings.flip),)  # JITTER
+        self.views = (View(encoder.image_size, settings.crop_scale, flip=settings.flip, jitter=(*[settings.jitter] * 3, 0.0), jitter_p=1.0),)
         self.mask_token = nn.Parameter(torch.zeros(encoder.width))
         self.head = nn.Linear(encoder.width, tokenizer.vocabulary)
         self.initialise()

@@ -144,7 +144,7 @@ def gumbel(seeds: Tensor, shape: torch.Size) -> Tensor:
     """Standard Gumbel noise (B, *shape) float32, from sample seeds (B,) alone."""
     count = math.prod(shape)
     parts = []
-    for some in seeds.split(max(1, 2**20 // count)):  # numbers of 64 bits: not more of them at once than fit a cache
+    for some in seeds.split(max(1, 2**17 // count)):  # numbers of 64 bits: not more of them at once than fit a cache
         u = uniform(some, count, NOISE_STREAM).float().clamp_(min=1e-16)
         parts.append(u.neg_().log1p_().neg_().log_().neg_())
     return torch.cat(parts).view(-1, *shape)

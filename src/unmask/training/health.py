@@ -74,6 +74,8 @@ BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
+FEW_TOKENS = 2.0
+"""Perplexity of a codebook's use below which one token stands for nearly everything."""
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
 LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
@@ -122,6 +124,11 @@ def judge(
         )
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, (advice,))
+    used = [line["perplexity"] for line in history[-width:] if "perplexity" in line]
+    if used and mean(used) < FEW_TOKENS:
+        sentence = f"nearly every patch gets the same token (the codebook is used like one of {mean(used):.1f}), and {seen}"
+        advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
+        return Verdict("collapsed", sentence, ("train longer, or with a tenth of the --kl-weight", advice))
     settled = history[len(history) // 10 :]
     stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)
     spoilt = [f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(probe or {})]
