@@ -131,7 +131,7 @@ def one_of_two(rank: int, folder: Path) -> None:
 
 
 def test_batch_norm_and_gathered_rows_are_those_of_one_process(tmp_path):
-    x = torch.randn(12, 3, 6, 6) * 3 + 1
+    x = torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
     torch.save(x, tmp_path / "x.pt")
     torch.multiprocessing.start_processes(one_of_two, (tmp_path,), nprocs=2, start_method="spawn")
     module = network()
@@ -142,4 +142,4 @@ def test_batch_norm_and_gathered_rows_are_those_of_one_process(tmp_path):
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, tensor in wanted.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4, msg=name)

@@ -90,15 +90,15 @@ def test_resume_gives_the_same_run(crops, tmp_path, monkeypatch):
     common += ["--steps", "24", "--workers", "0"]
     assert run(*common, "--out", tmp_path / "whole") == 0
     assert json.loads((tmp_path / "whole" / "probe.json").read_text())["protocol"] == "no labels"
-    original, steps = engine.rate, []
+    original, steps = engine.schedule, []
 
-    def rate(recipe, step):
+    def schedule(optimisers, recipe, step):
         steps.append(step)
         if steps == list(range(18)):
             raise KeyboardInterrupt
-        return original(recipe, step)
+        return original(optimisers, recipe, step)
 
-    monkeypatch.setattr(engine, "rate", rate)
+    monkeypatch.setattr(engine, "schedule", schedule)
     assert run(*common, "--out", tmp_path / "cut") == 130
     steps.clear()
     assert run("pretrain", "mae", "--out", tmp_path / "cut", "--resume") == 0
@@ -244,7 +244,8 @@ def bad(tmp_path_factory):
             ["pretrain", "mae", "--data", "digits", "--out", "{out}", "--image-size", "30", "--encoder", "vit-tiny/4"],
             "do not tile",
         ),
-        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet50"], "no encoder is called"),
+        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet81"], "no encoder is called"),
+        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet18"], "needs a ViT"),
         (
             ["pretrain", "mae", "--data", "digits", "--out", "{out}", "--batch-size", "5000"],
             "more than the 1437 images",

@@ -259,7 +259,8 @@ def positions(similarity: Tensor, grid: tuple[int, int]) -> bytes:
 
 
 def filters(weight: Tensor, patch_size: int, channels: int) -> bytes:
-    """The first 28 principal components of the patch embedding's filters (Dosovitskiy et al. 2021, figure 7, left).
+    """The first 28 principal components of the patch embedding's filters (Dosovitskiy et al. 2021, figure 7, left), or of
+    a first convolution's.
 
     weight: (D, P*P*C), each filter in the order (row, column, channel) as `patchify` cuts. Fewer where there are fewer.
     """

@@ -123,7 +123,7 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         learnt(pictures),
         all_settings(settings),
         unreadable(result),
-        commands(run, settings),
+        commands(run, settings, pictures),
         versions(settings, result),
     ]
     return (
@@ -286,10 +286,10 @@ def learnt(pictures: dict[str, bytes]) -> str:
         body += picture(pictures["positions"], "Similarity of position embeddings.", width="44rem")
     if "filters" in pictures:
         body += (
-            "<h3>What a patch is</h3><p>The main directions of the filters that read a patch. Smooth gradients, edges "
+            "<h3>What the pixels say</h3><p>The main directions of the first layer's filters. Smooth gradients, edges "
         )
         body += "and colours have been learnt; salt and pepper has not.</p>"
-        body += picture(pictures["filters"], "Principal components of the patch embedding.", width="38rem")
+        body += picture(pictures["filters"], "Principal components of the first layer's filters.", width="38rem")
     return section("What the encoder learnt", "", body) if body else ""
 
 
@@ -327,15 +327,16 @@ def unreadable(result: dict[str, Any]) -> str:
     return section("Unreadable files", words, body)
 
 
-def commands(run: Run, settings: dict[str, Any]) -> str:
+def commands(run: Run, settings: dict[str, Any], pictures: dict[str, bytes]) -> str:
     folder = shlex.quote(str(run.folder))
     data = shlex.quote(str((settings.get("settings") or {}).get("data") or "photos/"))
     embeddings, painted = (shlex.quote(str(run.folder / name)) for name in ("embeddings.parquet", "painted.png"))
+    images = [("see what it paints for an image of yours", f"unmask reconstruct {folder} IMAGE --out {painted}")]
     lines = [
         ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST"),
         ("one vector an image, for your own analysis", f"unmask embed {folder} --data {data} --out {embeddings}"),
-        ("see what it paints for an image of yours", f"unmask reconstruct {folder} IMAGE --out {painted}"),
-        ("use the encoder in Python", f"import unmask\nencoder = unmask.load({str(run.folder)!r})"),
+        *(images if "reconstruction" in pictures else ()),
+        ("use the encoder in Python", f"import unmask\nencoder, preprocess = unmask.load({str(run.folder)!r})"),
     ]
     body = "".join(f'<p class="soft">{what}</p><pre>{text(line)}</pre>' for what, line in lines)
     return section("How to go on", "", body)

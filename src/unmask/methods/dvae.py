@@ -33,7 +33,7 @@ from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper, follow, momentum_copy
 from unmask.methods.tokens import counts
-from unmask.models.dvae import EPSILON, TokenDecoder, TokenEncoder
+from unmask.models.dvae import EPSILON, MEAN, STD, TokenDecoder, TokenEncoder
 from unmask.training.engine import Clock
 from unmask.training.optim import cosine
 
@@ -74,8 +74,8 @@ class DVAE(Method):
         )
     }
     """Appendix A.2. 3,000,000 steps of 512 are 1,200 passes over as many images as ImageNet has."""
-    NORMALISED: ClassVar = (-EPSILON / (1 - 2 * EPSILON), 1 / (1 - 2 * EPSILON))
-    """Black, less this mean and divided by this deviation, becomes 0.1, and white 0.9 (appendix A.3, equation 3)."""
+    NORMALISED: ClassVar = (MEAN, STD)
+    """So that black becomes 0.1, and white 0.9 (appendix A.3, equation 3)."""
 
     @classmethod
     def suit(cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Settings, dict[str, str]]:

@@ -29,6 +29,7 @@ from unmask.layers import Block, grid_of, initialise, patchify, resample_positio
 from unmask.methods.masking import block_rank
 from unmask.methods.method import Method, Paper
 from unmask.methods.tokens import TokenTarget
+from unmask.models import Encoder
 from unmask.models.dvae import Tokenizer
 from unmask.models.vit import ViT
 from unmask.training.engine import Clock
@@ -85,12 +86,17 @@ class MAE(Method):
 
     def __init__(
         self,
-        encoder: ViT,
+        encoder: Encoder,
         settings: Settings = Settings(),  # noqa: B008
         norm_eps: float = 1e-6,
         tokenizer: Tokenizer | None = None,
     ):
         super().__init__()
+        if not isinstance(encoder, ViT):
+            raise BadInput(
+                f"--encoder {encoder.config['backbone']}: MAE shows its encoder a part of the patches, which only a ViT of "
+                "ours can take: use one such as vit-tiny/8"
+            )
         if (settings.target == "tokens") != (tokenizer is not None):
             raise BadInput(
                 "--target tokens needs a tokenizer: train one by `unmask pretrain dvae`, then name its run by --tokens"

@@ -56,6 +56,8 @@ class Method(nn.Module, ABC):
     """Recipes by kind of encoder, "vit" or "resnet"; the first is what is trained unless another encoder is named."""
     ENCODER: ClassVar[dict[str, Any]] = {}
     """Options that a ViT is built with."""
+    NORMALISED: ClassVar[tuple[float, float] | None] = None
+    """Mean and deviation, on the scale from 0 for black to 1 for white, that images are normalised by. None: the collection's."""
     SYNCHRONISED = True
     """Whether batch norms see the samples of all processes."""
 

@@ -22,6 +22,9 @@ SIZES = {"dvae-tiny": 64, "dvae-small": 128, "dvae-base": 256}
 EPSILON = 0.1
 """Black is mapped to this and white to one less it: the logit of neither is infinite (appendix A.3, equation 3)."""
 
+MEAN, STD = -EPSILON / (1 - 2 * EPSILON), 1 / (1 - 2 * EPSILON)
+"""What to subtract and to divide by for that, of pixels from 0 for black to 1 for white."""
+
 
 def convolution(before: int, after: int, kernel: int) -> nn.Conv2d:
     """Weights of standard deviation 1 / sqrt(fan in) and zero biases, as dall_e/utils.py draws them."""

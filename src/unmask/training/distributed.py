@@ -118,7 +118,14 @@ def gather(x: Tensor) -> Tensor:
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose mean and variance are those of all processes' samples, of which each has as many, with gradients
-    through them. On any device: torch's own is for GPUs alone."""
+    through them. On any device: torch's own is for GPUs alone.
+
+    drop, act: what comes behind it, for those of timm's batch norms that have an activation within.
+    """
+
+    def __init__(self, channels: int, drop: nn.Module | None = None, act: nn.Module | None = None, **options: Any):
+        super().__init__(channels, **options)
+        self.drop, self.act = drop or nn.Identity(), act or nn.Identity()
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -126,7 +133,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """input: (B, C, …)."""
         if not self.training or world() == 1:
-            return super().forward(input)
+            return self.act(self.drop(super().forward(input)))
         axes, shape = [0, *range(2, input.ndim)], [1, -1] + [1] * (input.ndim - 2)
         x = input.float()
         means = x.mean(axes)
@@ -143,7 +150,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             x = x * self.weight.view(shape) + self.bias.view(shape)
-        return x.to(input.dtype)
+        return self.act(self.drop(x.to(input.dtype)))
 
 
 def synchronise(module: nn.Module) -> None:
@@ -151,7 +158,8 @@ def synchronise(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             options = {name: getattr(child, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
-            into = SyncBatchNorm(child.num_features, **options)
+            behind = {name: part for name, part in child.named_children() if name in ("drop", "act")}
+            into = SyncBatchNorm(child.num_features, **behind, **options)
             into.load_state_dict(child.state_dict())
             setattr(module, name, into.train(child.training))
         else:

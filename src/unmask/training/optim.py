@@ -8,6 +8,8 @@ import torch
 from timm.optim.lars import Lars
 from torch import nn
 
+from unmask.errors import BadInput
+
 Optimiser = Literal["adamw", "muon", "lars", "sgd"]
 
 
@@ -79,10 +81,14 @@ def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
     LARS (You et al. 2017, as SimCLR and BYOL use it) scales the step of each matrix by its own size, with trust
     coefficient 0.001; biases and norms are neither decayed nor scaled.
+
+    Raises BadInput for "muon" where there are no such matrices.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [(name, p) for name, p in named if p.ndim >= 2 and name.endswith("weight")]
     inner = [p for name, p in matrices if recipe.optimiser == "muon" and "blocks." in name and p.ndim == 2]
+    if recipe.optimiser == "muon" and not inner:
+        raise BadInput("--optimiser muon is for the matrices of a transformer's blocks, and here are none: use adamw")
     taken = {id(p) for p in inner}
     outer = [p for _, p in matrices if id(p) not in taken]
     taken |= {id(p) for p in outer}

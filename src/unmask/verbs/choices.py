@@ -12,7 +12,7 @@ from unmask.data.loader import KEPT
 from unmask.data.survey import Survey, channels_for
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
-from unmask.models.vit import SIZES
+from unmask.models.backbones import SMALL
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Choices(dict[str, Choice]):
 
 
 def kind_of(encoder: str) -> str:
-    """Which of a method's recipes an encoder takes: "vit" or "resnet"."""
-    return "vit" if encoder.split("/")[0] in SIZES else "resnet"
+    """Which of a method's recipes an encoder takes: "resnet" for convolutions with batch norms, "vit" for all others."""
+    return "resnet" if re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder) else "vit"
 
 
 def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Method]) -> dict[str, Choice]:
@@ -97,7 +97,12 @@ def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
 
 
 def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind: str) -> int:
-    """The encoder, by the number of images and their size; returns its patch size in pixels."""
+    """The encoder, by the number of images and their size; returns its patch size in pixels.
+
+    A model of timm counts like a ViT with patches of 16 pixels, or of 4 on images of at most
+    64, where ResNets take their CIFAR form. It keeps as much for the backward pass within a factor of about two: resnet50
+    86 MB an image of 224 pixels (vit-small/16 70 MB, vit-base/16 140 MB) and 102 MB one of 64 (vit-small/4 95 MB).
+    """
     side, n = min(size), survey.count
     wanted = 16 if side >= 112 else 8 if side >= 56 else 4 if side >= 24 else 2
     patch = next(p for p in range(wanted, 0, -1) if size[0] % p == 0 and size[1] % p == 0)
@@ -107,6 +112,8 @@ def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind
         encoder = choices.settle("encoder", f"vit-{name}/{patch}", f"{n:,} images; {cut}")
     else:
         encoder = choices.settle("encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images")
+    if "/" not in encoder:
+        return 16 if side > SMALL else 4
     if (after := encoder.rpartition("/")[2]).isdigit() and int(after):
         patch = int(after)
     path, height, width = survey.smallest
@@ -128,7 +135,8 @@ def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device
     )
     by_memory = 2 ** int(math.log2(max(16, 65536 / max(1, patches))))
     by_count = 2 ** int(math.log2(max(16, n / 32)))
-    reason = f"{n:,} images of {patches} patches; at most {most}: {why}"
+    like = "" if "/" in choices["encoder"].value else "that cost as much as ones "
+    reason = f"{n:,} images {like}of {patches} patches; at most {most}: {why}"
     batch = choices.settle("batch_size", min(most, by_memory, by_count, n), reason)
     if batch > n:
         raise BadInput(f"--batch-size {batch} is more than the {n} images there are: use at most {n}")

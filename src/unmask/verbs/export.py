@@ -21,9 +21,9 @@ class Export:
     out: Path
     """The file (timm, mae: .safetensors; onnx: .onnx) or the folder (unmask, huggingface) to write."""
     to: Literal["unmask", "timm", "huggingface", "mae", "onnx"] = "timm"
-    """unmask: model.safetensors and config.json · timm: a state dict for its VisionTransformer · huggingface: a folder
-    for ViTModel.from_pretrained · mae: encoder and decoder with the keys of facebookresearch/mae · onnx: images
-    (B, C, H, W), normalised, to vectors (B, D), any B."""
+    """unmask: model.safetensors and config.json · timm: a state dict for its VisionTransformer, or for its model of the
+    encoder's name, with num_classes=0 · huggingface: a folder for ViTModel.from_pretrained · mae: encoder and decoder
+    with the keys of facebookresearch/mae · onnx: images (B, C, H, W), normalised, to vectors (B, D), any B."""
 
 
 def export(settings: Export) -> Path:

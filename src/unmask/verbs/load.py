@@ -7,7 +7,7 @@ from unmask.data.decode import Preprocess
 from unmask.errors import BadInput
 from unmask.methods import METHODS
 from unmask.methods.mae import MAE, Settings
-from unmask.models import interop
+from unmask.models import Encoder, interop, rebuild
 from unmask.models.vit import ViT
 from unmask.training.run import Run, revive
 
@@ -15,7 +15,7 @@ IMAGENET = Preprocess(3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """How facebookresearch/mae and most published encoders were trained (torchvision's constants)."""
 
 
-def load(path: str | Path) -> tuple[ViT, Preprocess]:
+def load(path: str | Path) -> tuple[Encoder, Preprocess]:
     """An encoder in evaluation mode, and what is to be done to images before it sees them.
 
     path: a run, its encoder/ folder, an official MAE .pth, a Hugging Face ViT or ViTMAE folder, or a timm state dict.
@@ -41,8 +41,7 @@ def load_run(folder: str | Path) -> tuple[Any, Preprocess]:
     if (state := run.restore()) is None:
         raise BadInput(f"{folder} has no checkpoint yet: let `unmask pretrain` run further")
     kind = METHODS[stored["method"]]
-    encoder = ViT(**stored["encoder"] | {"image_size": tuple(stored["encoder"]["image_size"])})
-    method = kind(encoder, revive(kind.Settings, stored["method_settings"]))
+    method = kind(rebuild(stored["encoder"]), revive(kind.Settings, stored["method_settings"]))
     method.load_state_dict(state["method"])
     return method.eval(), Preprocess.from_dict(stored["preprocess"])
 

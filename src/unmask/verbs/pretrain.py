@@ -23,6 +23,7 @@ from unmask.data.sources import Source, open_source
 from unmask.data.survey import survey
 from unmask.errors import BadInput
 from unmask.methods import METHODS
+from unmask.methods.mae import MAE
 from unmask.methods.method import Method
 from unmask.models import interop
 from unmask.models.vit import ViT
@@ -46,7 +47,8 @@ class Pretrain:
     out: Path | None = None
     """Folder of the run, to be created."""
     encoder: str | None = None
-    """vit-tiny, vit-small, vit-base, vit-large or vit-huge, then / and the patch size in pixels: vit-tiny/8."""
+    """vit-tiny, vit-small, vit-base, vit-large or vit-huge, then / and the patch size in pixels: vit-tiny/8; or a model of
+    timm, such as resnet50, untrained, where the method can train it."""
     image_size: str | None = None
     """Pixels that the encoder sees: 224, or HEIGHTxWIDTH as in 160x224."""
     epochs: float | None = None
@@ -159,7 +161,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     probe = watch_probe(source, test, preprocess, size, **probing) if test is not None else None
 
     # The model, the data, the run
-    def build() -> ViT:
+    def build() -> Any:
         torch.manual_seed(settings.seed)
         options = {"channels": value["channels"], "drop_path": value["drop_path"], **kind.ENCODER}
         return models.build(value["encoder"], image_size=size, **options)
@@ -414,13 +416,18 @@ def announce(
 def draw(run: Run, trained: Any, watch: torch.Tensor, preprocess: Preprocess) -> None:
     """The pictures of a run, into its folder figures/."""
     encoder = trained.encoder.float().cpu()
-    positions = torch.nn.functional.normalize(encoder.positions.detach(), dim=1)
     (run.folder / "figures").mkdir(exist_ok=True)
-    pictures = {
-        "reconstruction": picture(trained.cpu(), watch[:8].cpu(), preprocess),
-        "positions": figures.positions(positions @ positions.T, encoder.grid),
-        "filters": figures.filters(encoder.patch_embedding.weight.detach(), encoder.patch_size, encoder.channels),
-    }
+    pictures = {}
+    if isinstance(trained, MAE):
+        pictures["reconstruction"] = picture(trained.cpu(), watch[:8].cpu(), preprocess)
+    if isinstance(encoder, ViT):
+        positions = torch.nn.functional.normalize(encoder.positions.detach(), dim=1)
+        pictures["positions"] = figures.positions(positions @ positions.T, encoder.grid)
+        kernels = encoder.patch_embedding.weight.detach()
+        pictures["filters"] = figures.filters(kernels, encoder.patch_size, encoder.channels)
+    elif (kernels := encoder.filters) is not None:
+        as_patches = kernels.permute(0, 2, 3, 1).flatten(1)  # (D, k*k*C)
+        pictures["filters"] = figures.filters(as_patches, kernels.shape[2], encoder.channels)
     for name, png in pictures.items():
         (run.folder / "figures" / f"{name}.png").write_bytes(png)
 

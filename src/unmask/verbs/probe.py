@@ -18,7 +18,7 @@ from unmask.data.sources import Source, open_source, require_classes
 from unmask.errors import BadInput
 from unmask.evaluate import knn, linear, metrics, splits
 from unmask.evaluate.features import extract, pixels, standardise
-from unmask.models.vit import ViT
+from unmask.models import rebuild
 from unmask.training import engine, health
 from unmask.training.engine import console
 from unmask.training.run import write
@@ -70,7 +70,7 @@ def probe(settings: Probe) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     result = judge(
         encoder.to(device),
-        ViT(**encoder.config).to(device),
+        rebuild(encoder.config).to(device),
         train,
         test,
         preprocess,
@@ -92,8 +92,8 @@ def probe(settings: Probe) -> dict[str, Any]:
 
 
 def judge(
-    encoder: ViT,
-    untrained: ViT,
+    encoder: nn.Module,
+    untrained: nn.Module,
     train: Source,
     test: Source | None,
     preprocess: Preprocess,
