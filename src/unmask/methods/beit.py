@@ -36,6 +36,7 @@ from unmask.layers import Block, grid_of, take
 from unmask.methods.masking import block_rank
 from unmask.methods.method import Method, Paper
 from unmask.methods.tokens import TokenTarget
+from unmask.models import Encoder
 from unmask.models.dvae import Tokenizer
 from unmask.models.vit import ViT
 from unmask.training.engine import Clock
@@ -73,8 +74,13 @@ class BEiT(Method):
     }
     """Appendix, hyper-parameters for pre-training; README.md and run_beit_pretraining.py have the same."""
 
-    def __init__(self, encoder: ViT, settings: Settings = Settings(), tokenizer: Tokenizer | None = None):  # noqa: B008
+    def __init__(self, encoder: Encoder, settings: Settings = Settings(), tokenizer: Tokenizer | None = None):  # noqa: B008
         super().__init__()
+        if not isinstance(encoder, ViT):
+            raise BadInput(
+                f"--encoder {encoder.config.get('backbone', 'dvae')}: BEiT hides patches from its encoder, which must be a ViT "
+                "of ours: use one such as vit-tiny/8"
+            )
         if tokenizer is None:
             raise BadInput("--tokens is missing: train a tokenizer by `unmask pretrain dvae`, then name its run by --tokens")
         self.encoder, self.settings, self.target = encoder, settings, TokenTarget(tokenizer)

@@ -94,7 +94,7 @@ class MAE(Method):
         super().__init__()
         if not isinstance(encoder, ViT):
             raise BadInput(
-                f"--encoder {encoder.config['backbone']}: MAE shows its encoder a part of the patches, which only a ViT of "
+                f"--encoder {encoder.config.get('backbone', 'dvae')}: MAE shows its encoder a part of the patches, which only a ViT of "
                 "ours can take: use one such as vit-tiny/8"
             )
         if (settings.target == "tokens") != (tokenizer is not None):

@@ -12,6 +12,7 @@ from unmask.data.loader import KEPT
 from unmask.data.survey import Survey, channels_for
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
+from unmask.models import dvae
 from unmask.models.backbones import SMALL
 
 
@@ -43,7 +44,9 @@ class Choices(dict[str, Choice]):
 
 
 def kind_of(encoder: str) -> str:
-    """Which of a method's recipes an encoder takes: "resnet" for convolutions with batch norms, "vit" for all others."""
+    """Which of a method's recipes an encoder takes: "dvae", "resnet" for convolutions with batch norms, "vit" for all others."""
+    if encoder.split("/")[0] in dvae.SIZES:
+        return "dvae"
     return "resnet" if re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder) else "vit"
 
 
@@ -52,14 +55,13 @@ def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Meth
 
     Raises BadInput for mixed channel counts, images smaller than a patch, and an encoder that the method cannot train.
     """
-    choices = Choices(asked)
-    size = choose_pixels(choices, survey)
-    patch = choose_encoder(choices, survey, size, next(iter(method.PAPERS)))
+    choices, kind = Choices(asked), next(iter(method.PAPERS))
+    size = choose_pixels(choices, survey, kind)
+    patch = choose_encoder(choices, survey, size, kind)
     encoder = choices["encoder"].value
     if kind_of(encoder) not in method.PAPERS:
-        raise BadInput(
-            f"--encoder {encoder}: {method.__name__} hides or reads patches and needs a ViT, as in vit-tiny/8"
-        )
+        needs = "is a tokenizer, as dvae-tiny/8" if kind == "dvae" else "hides or reads patches and needs a ViT, as in vit-tiny/8"
+        raise BadInput(f"--encoder {encoder}: {method.__name__} {needs}")
     paper = method.PAPERS[kind_of(encoder)]
     choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
     choose_optimiser(choices, paper)
@@ -67,7 +69,7 @@ def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Meth
     return dict(choices)
 
 
-def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
+def choose_pixels(choices: Choices, survey: Survey, kind: str) -> tuple[int, int]:
     """Channels, crop to content, padding and size."""
     if choices.asked.get("channels") is not None:
         choices.settle("channels", None, "")
@@ -93,7 +95,10 @@ def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
     steps = ((180, 224), (112, 128), (80, 96), (56, 64))
     side = next((size for least, size in steps if short >= least), max(8, round(short / 4) * 4))
     what = f"the content is about {short:.0f} pixels wide" if trim else f"the pictures are {height} x {width} pixels"
-    return parse_size(str(choices.settle("image_size", str(side), f"{what} (median)")))
+    what += " (median)"
+    if kind == "dvae" and side > SMALL:
+        side, what = side // 2, f"{what}; a tokenizer sees half of {side}, as BEiT's sees 112 pixels of 224"
+    return parse_size(str(choices.settle("image_size", str(side), what)))
 
 
 def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind: str) -> int:
@@ -104,12 +109,14 @@ def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind
     86 MB an image of 224 pixels (vit-small/16 70 MB, vit-base/16 140 MB) and 102 MB one of 64 (vit-small/4 95 MB).
     """
     side, n = min(size), survey.count
-    wanted = 16 if side >= 112 else 8 if side >= 56 else 4 if side >= 24 else 2
-    patch = next(p for p in range(wanted, 0, -1) if size[0] % p == 0 and size[1] % p == 0)
+    wanted = 16 if side >= 112 and kind != "dvae" else 8 if side >= 56 else 4 if side >= 24 else 2
+    sides = (8, 4, 2, 1) if kind == "dvae" else range(wanted, 0, -1)
+    patch = next(p for p in sides if p <= wanted and size[0] % p == 0 and size[1] % p == 0)
     name = "tiny" if n < 20_000 else "small" if n < 200_000 else "base"
     cut = f"patches of {patch} cut {size[0]} x {size[1]} pixels into {size[0] // patch} x {size[1] // patch}"
-    if kind == "vit":
-        encoder = choices.settle("encoder", f"vit-{name}/{patch}", f"{n:,} images; {cut}")
+    if kind in ("vit", "dvae"):
+        cut = cut.replace("patches", "tokens for patches") if kind == "dvae" else cut
+        encoder = choices.settle("encoder", f"{kind}-{name}/{patch}", f"{n:,} images; {cut}")
     else:
         encoder = choices.settle("encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images")
     if "/" not in encoder:
