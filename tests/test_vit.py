@@ -14,7 +14,9 @@ from unmask.layers import Attention, Block, DropPath, patchify, resample_positio
 from unmask.models.vit import ViT
 
 KINDS = list(
-    itertools.product(("learned", "sincos", "relative"), ((True, "class"), (True, "mean"), (True, "class+mean"), (False, "mean")))
+    itertools.product(
+        ("learned", "sincos", "relative"), ((True, "class"), (True, "mean"), (True, "class+mean"), (False, "mean"))
+    )
 )
 
 

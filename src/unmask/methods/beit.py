@@ -69,7 +69,16 @@ class BEiT(Method):
     which the paper fine-tunes (section 2.6): nothing trains the class token."""
     PAPERS: ClassVar = {
         "vit": Paper(
-            "vit-base/16", 2048, 1.5e-3 * 256 / 2048, 800, 10, 0.05, betas=(0.9, 0.999), min_lr=1e-5, clip=3.0, drop_path=0.1
+            "vit-base/16",
+            2048,
+            1.5e-3 * 256 / 2048,
+            800,
+            10,
+            0.05,
+            betas=(0.9, 0.999),
+            min_lr=1e-5,
+            clip=3.0,
+            drop_path=0.1,
         )
     }
     """Appendix, hyper-parameters for pre-training; README.md and run_beit_pretraining.py have the same."""
@@ -82,9 +91,12 @@ class BEiT(Method):
                 "of ours: use one such as vit-tiny/8"
             )
         if tokenizer is None:
-            raise BadInput("--tokens is missing: train a tokenizer by `unmask pretrain dvae`, then name its run by --tokens")
+            raise BadInput(
+                "--tokens is missing: train a tokenizer by `unmask pretrain dvae`, then name its run by --tokens"
+            )
         self.encoder, self.settings, self.target = encoder, settings, TokenTarget(tokenizer)
-        self.views = (View(encoder.image_size, settings.crop_scale, flip=settings.flip, jitter=(*[settings.jitter] * 3, 0.0), jitter_p=1.0),)
+        jitter = (settings.jitter, settings.jitter, settings.jitter, 0.0)
+        self.views = (View(encoder.image_size, settings.crop_scale, flip=settings.flip, jitter=jitter, jitter_p=1.0),)
         self.mask_token = nn.Parameter(torch.zeros(encoder.width))
         self.head = nn.Linear(encoder.width, tokenizer.vocabulary)
         self.initialise()

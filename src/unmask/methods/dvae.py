@@ -70,7 +70,15 @@ class DVAE(Method):
     Settings = Settings
     PAPERS: ClassVar = {
         "dvae": Paper(
-            "dvae-base/8", 512, 1e-4 * 256 / 512, 1200, 0, weight_decay=1e-4, betas=(0.9, 0.999), min_lr=1.25e-6
+            "dvae-base/8",
+            512,
+            1e-4 * 256 / 512,
+            1200,
+            0,
+            1e-4,
+            betas=(0.9, 0.999),
+            min_lr=1.25e-6,
+            updates=3_000_000,
         )
     }
     """Appendix A.2. 3,000,000 steps of 512 are 1,200 passes over as many images as ImageNet has."""
@@ -78,12 +86,16 @@ class DVAE(Method):
     """So that black becomes 0.1, and white 0.9 (appendix A.3, equation 3)."""
 
     @classmethod
-    def suit(cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Settings, dict[str, str]]:
+    def suit(
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+    ) -> tuple[Settings, dict[str, str]]:
         if settings.vocabulary is not None:
             return settings, {}
         # Heaps' law: the distinct words of a text grow with about the root of its length
         K = 2 ** round(math.log2(8192 * math.sqrt(images / IMAGENET)))
-        reason = f"8,192 for ImageNet's {IMAGENET:,} images; with the root of their number, each token is seen often enough"
+        reason = (
+            f"8,192 for ImageNet's {IMAGENET:,} images; with the root of their number, each token is seen often enough"
+        )
         return replace(settings, vocabulary=min(8192, max(32, K))), {"vocabulary": reason}
 
     @classmethod
@@ -94,7 +106,9 @@ class DVAE(Method):
         super().__init__()
         for name, value in (("vocabulary", settings.vocabulary or 2), ("temperature", settings.temperature)):
             if value <= (name == "vocabulary"):
-                raise BadInput(f"--{name} is {value}: give " + ("2 or more" if name == "vocabulary" else "a number above 0"))
+                raise BadInput(
+                    f"--{name} is {value}: give " + ("2 or more" if name == "vocabulary" else "a number above 0")
+                )
         self.settings = settings
         self.online = encoder
         self.encoder = momentum_copy(encoder)

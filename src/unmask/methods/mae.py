@@ -94,8 +94,8 @@ class MAE(Method):
         super().__init__()
         if not isinstance(encoder, ViT):
             raise BadInput(
-                f"--encoder {encoder.config.get('backbone', 'dvae')}: MAE shows its encoder a part of the patches, which only a ViT of "
-                "ours can take: use one such as vit-tiny/8"
+                f"--encoder {encoder.config.get('backbone', 'dvae')}: MAE shows its encoder a part of the patches, which "
+                "only a ViT of ours can take: use one such as vit-tiny/8"
             )
         if (settings.target == "tokens") != (tokenizer is not None):
             raise BadInput(
@@ -246,4 +246,3 @@ class MAE(Method):
             colour = seen.unflatten(-1, (P * P, -1)).mean(dim=2)  # (B, K, C)
             predicted[:, : keep.shape[1]] = colour.repeat(1, 1, P * P)
         return unpatchify(take(predicted, order.argsort(dim=1)), size, P)
-

@@ -35,6 +35,9 @@ class Paper:
     """Of LARS and SGD."""
     scaling: Literal["root", "linear"] = "root"
     """How the rate goes with the batch where it is not the paper's: with its root, as for Adam, or in proportion."""
+    updates: int | None = None
+    """Steps that the paper's rate is meant for, where they are far more than a small collection is given: with fewer, the rate
+    grows with the root of how many times fewer, as random steps add up."""
     weight_decay_end: float | None = None
     min_lr: float = 0.0
     milestones: tuple[float, ...] = ()

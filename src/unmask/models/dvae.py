@@ -117,9 +117,7 @@ class TokenDecoder(nn.Module):
     """A grid of distributions over tokens (B, K, h, w) to two maps a channel, (B, 2 C, h * stride, w * stride): the encoder's
     mirror, with upsampling by repetition where that pools (dall_e/decoder.py)."""
 
-    def __init__(
-        self, channels: int, vocabulary: int, width: int = 256, groups: int = 4, blocks_per_group: int = 2
-    ):
+    def __init__(self, channels: int, vocabulary: int, width: int = 256, groups: int = 4, blocks_per_group: int = 2):
         super().__init__()
         before = width // 2
         parts = OrderedDict(input=convolution(vocabulary, before, 1))

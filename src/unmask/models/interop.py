@@ -40,7 +40,7 @@ from unmask.layers import sincos_positions
 from unmask.models import Encoder, rebuild
 from unmask.models.backbones import Backbone
 from unmask.models.dvae import MEAN, STD, TokenEncoder
-from unmask.models.vit import SIZES, ViT
+from unmask.models.vit import SIZES
 from unmask.training.run import write
 
 State = dict[str, Tensor]
@@ -98,8 +98,9 @@ def load(
     the heads are those of the usual ViT of that width (`HEADS`); another width needs `heads`.
 
     Returns the encoder and its config: "encoder" (the arguments of ViT, Backbone or TokenEncoder), and what `save` was
-    given, or for foreign weights "layout" ("timm", "huggingface" or "dalle"), and "preprocess" with the last. Foreign encoders with a class token pool by it. Raises
-    BadInput for anything that is none of these, is damaged, holds code, or computes something that our ViT does not.
+    given, or for foreign weights "layout" ("timm", "huggingface" or "dalle"), and "preprocess" with the last. Foreign
+    encoders with a class token pool by it. Raises BadInput for anything that is none of these, is damaged, holds code, or
+    computes something that our ViT does not.
     """
     path = Path(path)
     if (path / "encoder" / "config.json").is_file():
@@ -278,7 +279,9 @@ def facts_of(
         fixed = torch.zeros(len(positions), width)
         if width % 4 == 0:
             fixed[int(class_token) :] = sincos_positions(width, (rows, columns))
-        alike = positions.shape == fixed.shape and torch.allclose(positions, fixed, rtol=0, atol=1e-3)  # float16's error
+        alike = positions.shape == fixed.shape and torch.allclose(
+            positions, fixed, rtol=0, atol=1e-3
+        )  # float16's error
         kind = "sincos" if alike else "learned"
     return {
         "image_size": list(image_size),

@@ -124,14 +124,19 @@ def judge(
         )
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, (advice,))
+    # of a discrete VAE, whose tokens are what counts, and not its features
     used = [line["perplexity"] for line in history[-width:] if "perplexity" in line]
     if used and mean(used) < FEW_TOKENS:
-        sentence = f"nearly every patch gets the same token (the codebook is used like one of {mean(used):.1f}), and {seen}"
+        sentence = (
+            f"nearly every patch gets the same token (the codebook is used like one of {mean(used):.1f}), and {seen}"
+        )
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, ("train longer, or with a tenth of the --kl-weight", advice))
     settled = history[len(history) // 10 :]
     stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)
-    spoilt = [f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(probe or {})]
+    spoilt = [
+        f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(probe or {}) if not used
+    ]
     if last > BETTER or stuck > 0.5 or spoilt:
         if spoilt:
             seen += (

@@ -60,7 +60,11 @@ def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Meth
     patch = choose_encoder(choices, survey, size, kind)
     encoder = choices["encoder"].value
     if kind_of(encoder) not in method.PAPERS:
-        needs = "is a tokenizer, as dvae-tiny/8" if kind == "dvae" else "hides or reads patches and needs a ViT, as in vit-tiny/8"
+        needs = (
+            "is a tokenizer, as dvae-tiny/8"
+            if kind == "dvae"
+            else "hides or reads patches and needs a ViT, as in vit-tiny/8"
+        )
         raise BadInput(f"--encoder {encoder}: {method.__name__} {needs}")
     paper = method.PAPERS[kind_of(encoder)]
     choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
@@ -147,6 +151,14 @@ def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device
     batch = choices.settle("batch_size", min(most, by_memory, by_count, n), reason)
     if batch > n:
         raise BadInput(f"--batch-size {batch} is more than the {n} images there are: use at most {n}")
+    per_epoch = n // batch
+    if (steps := choices.asked.get("steps")) is not None:
+        choices["steps"] = Choice(steps, f"as asked: {steps / per_epoch:.1f} epochs")
+    else:
+        epochs = choices.settle("epochs", paper.epochs, "the paper's")
+        steps = max(1, round(epochs * per_epoch))
+        choices["steps"] = Choice(steps, f"{epochs:g} epochs x {per_epoch:,} batches of {batch}")
+
     # Adam's steps are of unit size whatever the batch, and their noise falls with its root: Malladi et al. 2022, "On the
     # SDEs and Scaling Rules for Adaptive Gradient Algorithms"
     if paper.scaling == "root":
@@ -155,17 +167,14 @@ def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device
         rule += ": the rate goes with the root of the batch"
     else:
         usual, rule = paper.base_lr, "the paper's: the rate goes with the batch"
+    if paper.updates is not None and steps < paper.updates:
+        faster = min(50.0, math.sqrt(paper.updates / steps))
+        usual = float(f"{usual * faster:.3g}")
+        rule += f"; x {faster:.3g}, as {steps:,} steps are to lead as far as the paper's {paper.updates:,} (root, at most 50)"
     base = choices.settle("base_lr", usual, rule)
     choices["lr"] = Choice(base * batch / 256, f"base_lr x batch / 256 = {base:g} x {batch} / 256 (linear scaling)")
     choices["usual_lr"] = Choice(usual * batch / 256, "")
 
-    per_epoch = n // batch
-    if (steps := choices.asked.get("steps")) is not None:
-        choices["steps"] = Choice(steps, f"as asked: {steps / per_epoch:.1f} epochs")
-    else:
-        epochs = choices.settle("epochs", paper.epochs, "the paper's")
-        steps = max(1, round(epochs * per_epoch))
-        choices["steps"] = Choice(steps, f"{epochs:g} epochs x {per_epoch:,} batches of {batch}")
     usual = paper.warmup / paper.epochs
     warmup = choices.settle(
         "warmup", usual, f"share of all steps; the paper's {paper.warmup:g} epochs of {paper.epochs:g}"

@@ -168,7 +168,10 @@ def plan(settings: Plan) -> dict[str, Any]:
 
 def tokenizer(settings: Plan) -> Tokenizer:
     """One as large as DALL-E's, with which BEiT was published."""
-    encoder, channels = models.build("dvae-base/8", image_size=(112, 112), channels=settings.channels), settings.channels
+    encoder, channels = (
+        models.build("dvae-base/8", image_size=(112, 112), channels=settings.channels),
+        settings.channels,
+    )
     assert isinstance(encoder, TokenEncoder)
     return Tokenizer(encoder, (0.5,) * channels, (0.5,) * channels, (MEAN,) * channels, (STD,) * channels)
 
