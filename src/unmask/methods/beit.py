@@ -115,9 +115,9 @@ class BEiT(Method):
             for depth, block in enumerate(cast("Iterable[Block]", self.encoder.blocks), start=1):
                 block.attention.projection.weight /= math.sqrt(2 * depth)
                 block.mlp.down.weight /= math.sqrt(2 * depth)
-                for scale in (block.scale1, block.scale2):
-                    if scale is not None and self.encoder.width >= 1024:
-                        scale.fill_(1e-5)
+                if self.encoder.width >= 1024 and self.encoder.config["layer_scale"] is not None:
+                    block.scale1.fill_(1e-5)
+                    block.scale2.fill_(1e-5)
 
     def hidden(self, grid: tuple[int, int]) -> int:
         """How many patches are hidden in each image."""

@@ -22,7 +22,7 @@ Deviations that do:
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,7 @@ class DVAE(Method):
                 )
         self.settings = settings
         self.online = encoder
-        self.encoder = momentum_copy(encoder)
+        self.encoder = cast("TokenEncoder", momentum_copy(encoder))
         facts = encoder.config
         self.decoder = TokenDecoder(
             facts["channels"], facts["vocabulary"], facts["width"], facts["groups"], facts["blocks_per_group"]
@@ -138,7 +138,7 @@ class DVAE(Method):
             "loss": error + weight * kl,
             "uninformed": -best_constant(images),
             "error": error,
-            "kl": kl,
+            "token_kl": kl,
             "perplexity": perplexity(logits.detach().argmax(dim=1), logits.shape[1]),
             "temperature": error.new_tensor(temperature),
         }

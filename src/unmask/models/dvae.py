@@ -41,7 +41,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.gain = 1 / layers**2
         self.id_path = nn.Identity() if before == after else convolution(before, after, 1)
-        widths, parts = (before, after // 4, after // 4, after // 4, after), OrderedDict()
+        widths = before, after // 4, after // 4, after // 4, after
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
         for i, kernel in enumerate(kernels):
             parts[f"relu_{i + 1}"] = nn.ReLU()
             parts[f"conv_{i + 1}"] = convolution(widths[i], widths[i + 1], kernel)
@@ -78,9 +79,10 @@ class TokenEncoder(nn.Module):
             "blocks_per_group": blocks_per_group,
         }
         """The arguments that build this architecture again, as JSON values."""
-        parts, before = OrderedDict(input=convolution(channels, width, 7)), width
+        parts: OrderedDict[str, nn.Module] = OrderedDict(input=convolution(channels, width, 7))
+        before = width
         for group in range(groups):
-            after, layers = width * 2**group, OrderedDict()
+            after, layers = width * 2**group, OrderedDict[str, nn.Module]()
             for i in range(blocks_per_group):
                 block = ResidualBlock(before if i == 0 else after, after, (3, 3, 3, 1), groups * blocks_per_group)
                 layers[f"block_{i + 1}"] = block
@@ -88,7 +90,7 @@ class TokenEncoder(nn.Module):
                 layers["pool"] = nn.MaxPool2d(2)
             parts[f"group_{group + 1}"], before = nn.Sequential(layers), after
         parts["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=convolution(before, vocabulary, 1)))
-        self.blocks = nn.Sequential(parts)
+        self.blocks: Any = nn.Sequential(parts)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, D, H / stride, W / stride): what the logits are a linear function of."""
@@ -120,9 +122,9 @@ class TokenDecoder(nn.Module):
     def __init__(self, channels: int, vocabulary: int, width: int = 256, groups: int = 4, blocks_per_group: int = 2):
         super().__init__()
         before = width // 2
-        parts = OrderedDict(input=convolution(vocabulary, before, 1))
+        parts: OrderedDict[str, nn.Module] = OrderedDict(input=convolution(vocabulary, before, 1))
         for group in range(groups):
-            after, layers = width * 2 ** (groups - 1 - group), OrderedDict()
+            after, layers = width * 2 ** (groups - 1 - group), OrderedDict[str, nn.Module]()
             for i in range(blocks_per_group):
                 block = ResidualBlock(before if i == 0 else after, after, (1, 3, 3, 3), groups * blocks_per_group)
                 layers[f"block_{i + 1}"] = block
@@ -130,7 +132,7 @@ class TokenDecoder(nn.Module):
                 layers["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
             parts[f"group_{group + 1}"], before = nn.Sequential(layers), after
         parts["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=convolution(before, 2 * channels, 1)))
-        self.blocks = nn.Sequential(parts)
+        self.blocks: Any = nn.Sequential(parts)
 
     def forward(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):

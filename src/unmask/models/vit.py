@@ -73,6 +73,9 @@ class ViT(nn.Module):
         norm_eps: float = 1e-6,
     ):
         super().__init__()
+        self.positions: Tensor | None
+        self.class_position: Tensor | None
+        self.offset_index: Tensor
         if pool != "mean" and not class_token:
             raise ValueError(f"pool='{pool}' needs class_token=True")
         image_size = (image_size[0], image_size[1])  # JSON and YAML give lists

@@ -74,8 +74,9 @@ BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
-FEW_TOKENS = 2.0
-"""Perplexity of a codebook's use below which one token stands for nearly everything."""
+FEW_TOKENS, SAYS_LITTLE = 2.0, 0.1
+"""Perplexity of a codebook's use, or nats by which a place's distribution over tokens differs from the prior, below which
+tokens say next to nothing."""
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
 LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
@@ -125,13 +126,15 @@ def judge(
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, (advice,))
     # of a discrete VAE, whose tokens are what counts, and not its features
-    used = [line["perplexity"] for line in history[-width:] if "perplexity" in line]
-    if used and mean(used) < FEW_TOKENS:
+    coded = [line for line in history[-width:] if "perplexity" in line]
+    used, said = (mean([line[name] for line in coded]) if coded else math.inf for name in ("perplexity", "token_kl"))
+    if used < FEW_TOKENS or said < SAYS_LITTLE:
         sentence = (
-            f"nearly every patch gets the same token (the codebook is used like one of {mean(used):.1f}), and {seen}"
+            f"the tokens say next to nothing of an image ({said:.2f} nats each, used as if there were {used:.1f} of them), "
+            f"and {seen}"
         )
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
-        return Verdict("collapsed", sentence, ("train longer, or with a tenth of the --kl-weight", advice))
+        return Verdict("collapsed", sentence, ("a smaller --kl-weight, or more --epochs", advice))
     settled = history[len(history) // 10 :]
     stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)
     spoilt = [
