@@ -43,30 +43,22 @@ class Choices(dict[str, Choice]):
         return self[name].value
 
 
-def kind_of(encoder: str) -> str:
-    """Which of a method's recipes an encoder takes: "dvae", "resnet" for convolutions with batch norms, "vit" for all others."""
-    if encoder.split("/")[0] in dvae.SIZES:
-        return "dvae"
-    return "resnet" if re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder) else "vit"
+def paper_for(method: type[Method], encoder: str) -> Paper:
+    """The method's recipe for an encoder: "resnet" for convolutions with batch norms, "vit" for all others. Whether it can
+    train that encoder at all, the method says when it is built."""
+    convolutions = re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder)
+    return method.PAPERS.get("resnet" if convolutions else "vit", next(iter(method.PAPERS.values())))
 
 
 def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Method]) -> dict[str, Choice]:
     """Every setting that depends on the data: by rule from the survey, where `asked` has None.
 
-    Raises BadInput for mixed channel counts, images smaller than a patch, and an encoder that the method cannot train.
+    Raises BadInput for mixed channel counts and for images smaller than a patch.
     """
     choices, kind = Choices(asked), next(iter(method.PAPERS))
     size = choose_pixels(choices, survey, kind)
     patch = choose_encoder(choices, survey, size, kind)
-    encoder = choices["encoder"].value
-    if kind_of(encoder) not in method.PAPERS:
-        needs = (
-            "is a tokenizer, as dvae-tiny/8"
-            if kind == "dvae"
-            else "hides or reads patches and needs a ViT, as in vit-tiny/8"
-        )
-        raise BadInput(f"--encoder {encoder}: {method.__name__} {needs}")
-    paper = method.PAPERS[kind_of(encoder)]
+    paper = paper_for(method, choices["encoder"].value)
     choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
     choose_optimiser(choices, paper)
     choose_reading(choices, survey, device)
@@ -123,6 +115,10 @@ def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind
         encoder = choices.settle("encoder", f"{kind}-{name}/{patch}", f"{n:,} images; {cut}")
     else:
         encoder = choices.settle("encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images")
+    if kind == "dvae" and encoder.split("/")[0] not in dvae.SIZES:
+        raise BadInput(
+            f"--encoder {encoder}: a tokenizer is one of {', '.join(dvae.SIZES)}, then /8, or another power of 2"
+        )
     if "/" not in encoder:
         return 16 if side > SMALL else 4
     if (after := encoder.rpartition("/")[2]).isdigit() and int(after):
