@@ -116,8 +116,8 @@ class BEiT(Method):
                 block.attention.projection.weight /= math.sqrt(2 * depth)
                 block.mlp.down.weight /= math.sqrt(2 * depth)
                 if self.encoder.width >= 1024 and self.encoder.config["layer_scale"] is not None:
-                    block.scale1.fill_(1e-5)
-                    block.scale2.fill_(1e-5)
+                    for scale in (block.scale1, block.scale2):
+                        cast("Tensor", scale).fill_(1e-5)
 
     def hidden(self, grid: tuple[int, int]) -> int:
         """How many patches are hidden in each image."""
