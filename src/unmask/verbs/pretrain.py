@@ -355,6 +355,7 @@ def described(
         "reasons": {name: choice.reason for name, choice in choices.items() if choice.reason},
         "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
         "encoder": trained.encoder.config,
+        "views": len(trained.views),
         "preprocess": preprocess.to_dict(),
     }
 
