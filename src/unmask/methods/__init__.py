@@ -1,8 +1,18 @@
 """The ways to learn, by name."""
 
+from unmask.methods.beit import BEiT
 from unmask.methods.byol import BYOL
 from unmask.methods.dino import DINO
+from unmask.methods.dvae import DVAE
 from unmask.methods.mae import MAE
 from unmask.methods.simclr import SimCLR, SimCLRv2
 
-METHODS = {"mae": MAE, "simclr": SimCLR, "simclr-v2": SimCLRv2, "byol": BYOL, "dino": DINO}
+METHODS = {
+    "mae": MAE,
+    "simclr": SimCLR,
+    "simclr-v2": SimCLRv2,
+    "byol": BYOL,
+    "dino": DINO,
+    "beit": BEiT,
+    "dvae": DVAE,
+}
