@@ -6,7 +6,7 @@ Without torchrun there is one process, rank 0 of 1, and nothing here does anythi
 import atexit
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -154,16 +154,22 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise(module: nn.Module) -> None:
-    """Let every batch norm within see the samples of all processes. Names of parameters stay."""
+    """Let every batch norm within see the samples of all processes."""
+    replace_batch_norms(module, SyncBatchNorm)
+
+
+def replace_batch_norms(module: nn.Module, kind: Callable[..., nn.Module]) -> None:
+    """Put kind(channels, …) with the same options and weights in place of every batch norm within. Names of parameters
+    stay."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             options = {name: getattr(child, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
             behind = {name: part for name, part in child.named_children() if name in ("drop", "act")}
-            into = SyncBatchNorm(child.num_features, **behind, **options)
+            into = kind(child.num_features, **behind, **options)
             into.load_state_dict(child.state_dict())
             setattr(module, name, into.train(child.training))
         else:
-            synchronise(child)
+            replace_batch_norms(child, kind)
 
 
 # Models
