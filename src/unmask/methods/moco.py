@@ -148,7 +148,7 @@ class MomentumContrast(Method):
         filled = torch.arange(K, device=q.device) < self.enqueued
         with torch.autocast(q.device.type, enabled=False):  # bf16 rounds by 0.4%, of logits of 14
             positive = (q * k).sum(dim=1, keepdim=True)  # (B, 1)
-            negative = torch.addmm(filled.log(), q, self.queue.T)  # (B, K), -inf where there is no key yet
+            negative = torch.addmm(filled.to(q.dtype).log(), q, self.queue.T)  # (B, K), -inf where there is no key yet
             logits = torch.cat([positive, negative], dim=1) / self.settings.temperature  # (B, 1 + K)
         own = torch.zeros(B, dtype=torch.int64, device=q.device)
         self.fresh.append(keys)
@@ -159,10 +159,10 @@ class MomentumContrast(Method):
         }
 
     def embed(self, encoder: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
-        """Unit vectors (B, dim) of images (B, C, H, W), in float32; batch norms see each part of the batch for itself."""
+        """Unit vectors (B, dim) of images (B, C, H, W), batch norms see each part of the batch for itself."""
         parts = parts_of(len(images), self.ghost_batch_size)
         order = torch.arange(len(images), device=images.device).view(parts, -1).T.flatten()  # as GhostBatchNorm wants
-        vectors = head(encoder(images[order].contiguous())).float()
+        vectors = head(encoder(images[order].contiguous())).to(self.queue.dtype)
         return F.normalize(vectors, dim=1)[order.argsort()]
 
     @torch.no_grad()
