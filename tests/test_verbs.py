@@ -245,7 +245,7 @@ def bad(tmp_path_factory):
             "do not tile",
         ),
         (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet81"], "no encoder is called"),
-        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet18"], "needs a ViT"),
+        (["pretrain", "mae", "--data", "digits", "--out", "{out}", "--encoder", "resnet18"], "MAE shows its encoder"),
         (
             ["pretrain", "mae", "--data", "digits", "--out", "{out}", "--batch-size", "5000"],
             "more than the 1437 images",

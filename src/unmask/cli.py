@@ -28,6 +28,7 @@ VERBS = {
         "decode and shrink a collection once, into a store that is read many times faster",
     ),
     "probe": ("probe", "Probe", "probe", "test a frozen encoder, beside an untrained one and raw pixels"),
+    "compare": ("compare", "Compare", "compare", "several encoders on the same images: one table, one figure"),
     "reconstruct": (
         "reconstruct",
         "Reconstruct",

@@ -42,25 +42,22 @@ class Choices(dict[str, Choice]):
         return self[name].value
 
 
-def kind_of(encoder: str) -> str:
-    """Which of a method's recipes an encoder takes: "resnet" for convolutions with batch norms, "vit" for all others."""
-    return "resnet" if re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder) else "vit"
+def paper_for(method: type[Method], encoder: str) -> Paper:
+    """The method's recipe for an encoder: "resnet" for convolutions with batch norms, "vit" for all others. Whether it can
+    train that encoder at all, the method says when it is built."""
+    convolutions = re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder)
+    return method.PAPERS.get("resnet" if convolutions else "vit", next(iter(method.PAPERS.values())))
 
 
 def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Method]) -> dict[str, Choice]:
     """Every setting that depends on the data: by rule from the survey, where `asked` has None.
 
-    Raises BadInput for mixed channel counts, images smaller than a patch, and an encoder that the method cannot train.
+    Raises BadInput for mixed channel counts and for images smaller than a patch.
     """
     choices = Choices(asked)
     size = choose_pixels(choices, survey)
     patch = choose_encoder(choices, survey, size, next(iter(method.PAPERS)))
-    encoder = choices["encoder"].value
-    if kind_of(encoder) not in method.PAPERS:
-        raise BadInput(
-            f"--encoder {encoder}: {method.__name__} hides or reads patches and needs a ViT, as in vit-tiny/8"
-        )
-    paper = method.PAPERS[kind_of(encoder)]
+    paper = paper_for(method, choices["encoder"].value)
     choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
     choose_optimiser(choices, paper)
     choose_reading(choices, survey, device)

@@ -31,7 +31,7 @@ from unmask.training import engine
 from unmask.training.engine import Clock, autocast, console
 from unmask.training.optim import Optimiser, Recipe, optimisers_for
 from unmask.training.run import write
-from unmask.verbs.choices import kind_of, parse_size
+from unmask.verbs.choices import paper_for, parse_size
 
 GIB = 2**30
 
@@ -102,7 +102,7 @@ def plan(settings: Plan) -> dict[str, Any]:
     """Print and return what pre-training will need. BadInput for settings that no training could have."""
     check(settings)
     kind = METHODS[settings.method]
-    paper = kind.PAPERS[kind_of(str(settings.encoder))]
+    paper = paper_for(kind, str(settings.encoder))
     settings = replace(
         settings, epochs=settings.epochs or paper.epochs, optimiser=settings.optimiser or paper.optimiser
     )

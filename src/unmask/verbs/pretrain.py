@@ -31,7 +31,7 @@ from unmask.training import distributed, engine, health
 from unmask.training.engine import console
 from unmask.training.optim import Optimiser, Recipe
 from unmask.training.run import Run, plain, revive
-from unmask.verbs.choices import Choice, choose, kind_of, parse_size
+from unmask.verbs.choices import Choice, choose, paper_for, parse_size
 from unmask.verbs.probe import few, judge, watch_probe
 from unmask.verbs.reconstruct import picture
 from unmask.verbs.report import write_report
@@ -144,7 +144,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     choices = choose(surveyed, dataclasses.asdict(settings), device.type, kind)
     choices["precision"] = Choice(precision, why_precision)
     value = {name: choice.value for name, choice in choices.items()}
-    paper = kind.PAPERS[kind_of(value["encoder"])]
+    paper = paper_for(kind, value["encoder"])
     size, batch_size = parse_size(value["image_size"]), value["batch_size"]
     parts = settings.accumulate * distributed.world()
     if batch_size % parts:
@@ -350,6 +350,7 @@ def described(
         "reasons": {name: choice.reason for name, choice in choices.items() if choice.reason},
         "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
         "encoder": trained.encoder.config,
+        "views": len(trained.views),
         "preprocess": preprocess.to_dict(),
     }
 
