@@ -111,7 +111,25 @@ def test_a_place_without_a_key_is_no_candidate():
     moco.fresh.clear()
     again = moco(batch_of(1), CLOCK)
     assert filled["loss"].item() == again["loss"].item() > 0
-    assert filled["uninformed"].item() == pytest.approx(torch.tensor(13.0).log().item())
+    assert 0 < filled["uninformed"].item() <= torch.tensor(13.0).log().item() + 1e-6
+
+
+def test_keys_told_by_their_age_alone_are_not_learning():
+    """To a collapsed encoder all images look alike, but not like they did before."""
+    moco = small(vit)
+    for head in (moco.head, moco.key_head):
+        nn.init.zeros_(head[-1].weight)
+    alike = F.normalize(moco.key_head[-1].bias.detach(), dim=0).expand(20, -1)
+    moco.enqueue(alike)
+    found = moco(batch_of(0), CLOCK)
+    assert (
+        found["loss"].item()
+        == pytest.approx(found["uninformed"].item())
+        == pytest.approx(torch.tensor(21.0).log().item())
+    )
+    moco.enqueue(-alike)
+    found = moco(batch_of(0), CLOCK)
+    assert found["loss"].item() == pytest.approx(found["uninformed"].item()) and found["loss"] < 0.01
 
 
 def test_queue_and_count_are_kept_in_checkpoints():
@@ -195,7 +213,7 @@ def test_loss_and_gradients_are_those_of_lightly():
     wanted = torch.autograd.grad(expected, [p for p in moco.parameters() if p.requires_grad])
     found = moco(batch, CLOCK)
     torch.testing.assert_close(found["loss"], expected)
-    assert found["uninformed"].item() == pytest.approx(torch.tensor(41.0).log().item())
+    assert found["uninformed"].item() <= torch.tensor(41.0).log().item() + 1e-6
     found["loss"].backward()
     for (name, p), gradient in zip(
         ((n, p) for n, p in moco.named_parameters() if p.requires_grad), wanted, strict=True
@@ -410,5 +428,5 @@ def test_it_learns_digits():
     fit(moco, digits(moco, 64), Recipe(150, 0.1, **SGD))
     with torch.no_grad():
         found = moco.eval()(next(iter(digits(moco, 256, "digits:test")())), CLOCK)
-    assert found["uninformed"].item() == pytest.approx(torch.tensor(321.0).log().item())
+    assert 5 < found["uninformed"] <= torch.tensor(321.0).log() + 1e-6
     assert found["loss"] < 0.85 * found["uninformed"] and found["accuracy"] > 0.08

@@ -150,11 +150,15 @@ class MomentumContrast(Method):
             positive = (q * k).sum(dim=1, keepdim=True)  # (B, 1)
             negative = torch.addmm(filled.to(q.dtype).log(), q, self.queue.T)  # (B, K), -inf where there is no key yet
             logits = torch.cat([positive, negative], dim=1) / self.settings.temperature  # (B, 1 + K)
+            # Keys of the moment are told from those that waited by their age alone while the key encoder moves: so the bar is
+            # no higher than the loss with another image's key of this batch as the positive
+            other = (q.detach() * keys.roll(1, dims=0)[distributed.rank() * B :][:B]).sum(dim=1)
+            mistaken = F.softplus(logits[:, 1:].detach().logsumexp(dim=1) - other / self.settings.temperature).mean()
         own = torch.zeros(B, dtype=torch.int64, device=q.device)
         self.fresh.append(keys)
         return {
             "loss": F.cross_entropy(logits, own),  # equation 1
-            "uninformed": self.enqueued.clamp(max=K).log1p(),
+            "uninformed": torch.minimum(self.enqueued.clamp(max=K).log1p(), mistaken),
             "accuracy": (logits.argmax(dim=1) == own).float().mean(),
         }
 
