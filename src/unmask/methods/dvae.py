@@ -146,13 +146,6 @@ class DVAE(Method):
     def after_step(self, clock: Clock) -> None:
         follow(self.encoder, self.online, min(0.999, (1 + clock.step) / (10 + clock.step)))
 
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """What the decoder paints from the likeliest tokens alone: (B, C, H, W) in the space of `images`."""
-        logits = self.online.logits(images.clamp(EPSILON, 1 - EPSILON))
-        codes = F.one_hot(logits.argmax(dim=1), logits.shape[1]).movedim(-1, 1).float()
-        return self.decoder(codes).float().chunk(2, dim=1)[0].sigmoid()
-
 
 def gumbel(seeds: Tensor, shape: torch.Size) -> Tensor:
     """Standard Gumbel noise (B, *shape) float32, from sample seeds (B,) alone."""
