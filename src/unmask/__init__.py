@@ -17,7 +17,7 @@ from typing import Any
 
 from unmask.errors import BadInput
 
-__all__ = ["BadInput", "embed", "inspect", "load", "pack", "pretrain", "probe"]
+__all__ = ["BadInput", "compare", "embed", "inspect", "load", "pack", "pretrain", "probe"]
 __version__ = version("unmask")
 
 
@@ -53,6 +53,14 @@ def probe(run: str | Path, *, data: str | Path, test: str | Path | None = None, 
     from unmask.verbs.probe import probe as judge
 
     return judge(Probe(str(run), str(data), None if test is None else str(test), **settings))
+
+
+def compare(*runs: str | Path, data: str | Path, test: str | Path | None = None, **settings: Any) -> dict[str, Any]:
+    """Test several frozen encoders on the same images, as `unmask compare` does. Returns what compare.json says."""
+    from unmask.verbs.compare import Compare
+    from unmask.verbs.compare import compare as judge
+
+    return judge(Compare(tuple(map(str, runs)), str(data), None if test is None else str(test), **settings))
 
 
 def embed(run: str | Path, *, data: str | Path, **settings: Any):

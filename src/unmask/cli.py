@@ -28,6 +28,7 @@ VERBS = {
         "decode and shrink a collection once, into a store that is read many times faster",
     ),
     "probe": ("probe", "Probe", "probe", "test a frozen encoder, beside an untrained one and raw pixels"),
+    "compare": ("compare", "Compare", "compare", "several encoders on the same images: one table, one figure"),
     "reconstruct": (
         "reconstruct",
         "Reconstruct",
@@ -112,7 +113,7 @@ def call(verb: str, arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: unmask pretrain METHOD --data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
         for name, method in METHODS.items():
-            print(f"  {name:8}{method.SUMMARY}")
+            print(f"  {name:11}{method.SUMMARY}")
         print("\nunmask pretrain METHOD --help shows all options of a method")
         return 0
     name, *rest = arguments

@@ -160,6 +160,8 @@ def frame(canvas: NDArray[Any], picture: NDArray[Any], y: int, x: int) -> None:
 
 # Curves
 
+TITLES = {"knn": "k-NN", "linear": "linear probe"}
+
 
 def loss(history: Sequence[dict[str, Any]]) -> bytes:
     """The loss beside the loss of a model that learnt nothing, over the run. history: the lines of metrics.jsonl."""
@@ -224,6 +226,53 @@ def curves(history: Sequence[dict[str, Any]]) -> bytes:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     for axes in list(places):  # zip left those without a panel
         axes.set_axis_off()
+    return png(figure)
+
+
+def comparison(result: dict[str, Any]) -> bytes:
+    """Accuracy of several runs by k-NN and by a linear probe, with intervals; hollow: the same encoder untrained.
+
+    result: what compare.json says, {"runs": {name: {"knn", "linear", "untrained"}}, "raw_pixels"}.
+    """
+    runs = sorted(result["runs"].items(), key=lambda item: item[1]["knn"]["accuracy"])
+    figure = Figure(figsize=(11, 1.6 + 0.55 * len(runs)), layout="constrained")
+    for axes, (test, title) in zip(figure.subplots(1, 2, sharey=True), TITLES.items(), strict=True):
+        for y, (_, run) in enumerate(runs):
+            score, before = run[test], run["untrained"][test]
+            axes.plot([score["low"], score["high"]], [y, y], color=BLUE, linewidth=2.4, solid_capstyle="round")
+            axes.plot(score["accuracy"], y, "o", color=BLUE, markersize=7)
+            axes.plot(before["accuracy"], y, "o", color=GREY, markersize=6, fillstyle="none")
+            axes.annotate(
+                f"{score['accuracy']:.3f}",
+                (score["accuracy"], y),
+                (0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=11,
+                color=BLUE,
+            )
+        raw = result["raw_pixels"][test]["accuracy"]
+        axes.axvline(raw, color=VERMILION, linewidth=1.5, linestyle=(0, (5, 3)))
+        axes.annotate(
+            "raw pixels",
+            (raw, len(runs) - 0.45),
+            (4, 0),
+            textcoords="offset points",
+            fontsize=11,
+            color=VERMILION,
+            va="center",
+            annotation_clip=False,
+        )
+        axes.set_title(title, loc="left", fontsize=12.5, color=INK, pad=16)
+        axes.set_ylim(-0.5, len(runs) - 0.3)
+        axes.set_yticks(range(len(runs)), [name for name, _ in runs])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(GREY)
+        axes.grid(axis="x", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", length=0, labelsize=11.5, labelcolor=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    figure.supxlabel("accuracy, with its 95% interval; hollow: the same encoder, untrained", fontsize=11, color=GREY)
     return png(figure)
 
 

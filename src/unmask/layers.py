@@ -76,7 +76,9 @@ def to_compute_dtype(x: Tensor) -> Tensor:
     """Cast to the autocast dtype, when there is one: what a matrix product would do anyway, done before the layer norm,
     so that the norm reads and writes half the memory (its statistics are float32 inside the kernel all the same)."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    if device == "meta" or not torch.is_autocast_enabled(device):  # of meta tensors torch refuses to say
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 class Attention(nn.Module):

@@ -28,7 +28,12 @@ PROBES = {
     "linear": ("linear probe", "one linear layer on the frozen features"),
     "logistic": ("logistic regression", "the same fitted to its end, the penalty chosen by cross-validation"),
 }
-FEATURES = {"trained": "this encoder", "untrained": "untrained", "raw_pixels": "raw pixels"}
+FEATURES = {
+    "trained": "this encoder",
+    "projection": "behind its projection head, which is thrown away",
+    "untrained": "untrained",
+    "raw_pixels": "raw pixels",
+}
 PROTOCOLS = {
     "test set": "a test set of its own",
     "by group": "groups kept apart",

@@ -61,6 +61,9 @@ class Method(nn.Module, ABC):
 
     encoder: Any
     """What is kept, exported and judged: an nn.Module from images (B, C, H, W) to vectors (B, D)."""
+    projection: Any
+    """Where there is one: the head from the encoder's vectors (B, D) to those (B, d) that the loss sees. It is thrown away,
+    and the report tests what it made beside what the encoder did."""
     views: tuple[View, ...]
     """How the method looks at an image."""
 
@@ -79,6 +82,15 @@ class Method(nn.Module, ABC):
 
     def after_step(self, clock: Clock) -> None:
         """After the optimiser's step."""
+
+
+@torch.no_grad()
+def length_of(encoder: Any) -> int:
+    """How long the vectors of an encoder are, found out on a blank image."""
+    training, weight = encoder.training, next(encoder.parameters())
+    vectors = encoder.eval()(weight.new_zeros(1, encoder.channels, *encoder.image_size))
+    encoder.train(training)
+    return vectors.shape[1]
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:

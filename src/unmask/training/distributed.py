@@ -161,6 +161,8 @@ def synchronise(module: nn.Module) -> None:
             behind = {name: part for name, part in child.named_children() if name in ("drop", "act")}
             into = SyncBatchNorm(child.num_features, **behind, **options)
             into.load_state_dict(child.state_dict())
+            for parameter, theirs in zip(into.parameters(), child.parameters(), strict=True):
+                parameter.requires_grad_(theirs.requires_grad)
             setattr(module, name, into.train(child.training))
         else:
             synchronise(child)

@@ -80,6 +80,9 @@ which image is seen (mutual information), beside the largest entropy they could 
 TOLD_APART = 0.02
 """Information below which the teacher says the same of every image. In a good run of 100 steps on photographs it was never
 below 0.15, in runs without centring or without sharpening it went to 0.000 and 0.015."""
+COLLAPSED_TARGETS = 0.2
+"""Deviation of what is to be predicted (a method's "target_std", from 0 to 1) below which it is nearly the same for all
+images. In tests/test_byol.py it is 0.8 where BYOL learns, and 0.1 and 0.02 without its predictor or stop-gradient."""
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
 LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
@@ -134,6 +137,10 @@ def judge(
             f"{spread[-1]['feature_std']:.1%}), and {seen}"
         )
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
+        return Verdict("collapsed", sentence, (advice,))
+    if (targets := history[-1].get("target_std", 1.0)) < COLLAPSED_TARGETS:
+        sentence = f"what is to be predicted is nearly the same for all images (deviation {targets:.1%}), so {seen}"
+        advice = f"raise --momentum, so that targets move slower, or change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, (advice,))
     settled = history[len(history) // 10 :]
     stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)

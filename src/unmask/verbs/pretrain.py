@@ -239,7 +239,17 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         draw(run, trained, watch, preprocess)
         shown = source if test is not None else few(source, 5000, seed=settings.seed)  # five folds of more take longer
         with distributed.apart():
-            judged = judge(trained.encoder, build(), shown, test, preprocess, size, seed=settings.seed, **probing)
+            judged = judge(
+                trained.encoder,
+                build(),
+                shown,
+                test,
+                preprocess,
+                size,
+                seed=settings.seed,
+                projection=getattr(trained, "projection", None),
+                **probing,
+            )
         run.write("probe.json", judged)
     verdict = health.judge(history, value["lr"], value["usual_lr"], failure, judged)
     result = {
@@ -352,6 +362,7 @@ def described(
         "reasons": {name: choice.reason for name, choice in choices.items() if choice.reason},
         "data": {"name": source.name, "images": len(source), "fingerprint": source.fingerprint()},
         "encoder": trained.encoder.config,
+        "views": len(trained.views),
         "preprocess": preprocess.to_dict(),
     }
 
