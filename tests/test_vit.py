@@ -209,7 +209,7 @@ def test_sizes_are_the_published_ones(name, millions):
     assert sum(parameter.numel() for parameter in vit.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["vit-tiny", "vit-tiny/0", "vit-giant/14", "resnet50", "vit-tiny/16/2", ""])
+@pytest.mark.parametrize("name", ["vit-tiny", "vit-tiny/0", "vit-giant/14", "resnet51", "vit-tiny/16/2", ""])
 def test_unknown_names(name):
     with pytest.raises(BadInput, match="vit-tiny"):
         models.build(name)
