@@ -1,20 +1,14 @@
 """The ways to learn, by name."""
 
-<<<<<<< HEAD
 from unmask.methods.beit import BEiT
 from unmask.methods.byol import BYOL
 from unmask.methods.dino import DINO
 from unmask.methods.dvae import DVAE
-=======
-from unmask.methods.byol import BYOL
-from unmask.methods.dino import DINO
->>>>>>> dino
 from unmask.methods.mae import MAE
 from unmask.methods.moco import MoCo, MoCoV2
 from unmask.methods.moco_v3 import MoCoV3
 from unmask.methods.simclr import SimCLR, SimCLRv2
 
-<<<<<<< HEAD
 METHODS = {
     "mae": MAE,
     "moco": MoCo,
@@ -27,6 +21,3 @@ METHODS = {
     "beit": BEiT,
     "dvae": DVAE,
 }
-=======
-METHODS = {"mae": MAE, "simclr": SimCLR, "simclr-v2": SimCLRv2, "byol": BYOL, "dino": DINO}
->>>>>>> dino

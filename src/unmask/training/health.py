@@ -74,27 +74,18 @@ BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
-<<<<<<< HEAD
 COLLAPSED_TARGETS = 0.2
 """Deviation of what is to be predicted (a method's "target_std", from 0 to 1) below which it is nearly the same for all
 images. In tests/test_byol.py it is 0.8 where BYOL learns, and 0.1 and 0.02 without its predictor or stop-gradient."""
-=======
->>>>>>> dino
 TEACHER = ("teacher_entropy", "kl", "information", "uninformed")
 """What is logged of a teacher's outputs: their entropy, the divergence of the student from them, and what they tell of
 which image is seen (mutual information), beside the largest entropy they could have; all in nats."""
 TOLD_APART = 0.02
 """Information below which the teacher says the same of every image. In a good run of 100 steps on photographs it was never
 below 0.15, in runs without centring or without sharpening it went to 0.000 and 0.015."""
-<<<<<<< HEAD
 FEW_TOKENS, SAYS_LITTLE = 2.0, 0.1
 """Perplexity of a codebook's use, or nats by which a place's distribution over tokens differs from the prior, below which
 tokens say next to nothing."""
-=======
-COLLAPSED_TARGETS = 0.2
-"""Deviation of what is to be predicted (a method's "target_std", from 0 to 1) below which it is nearly the same for all
-images. In tests/test_byol.py it is 0.8 where BYOL learns, and 0.1 and 0.02 without its predictor or stop-gradient."""
->>>>>>> dino
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
 LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
