@@ -1,10 +1,13 @@
 """Batches from a source: read, prepared and rendered in workers, or, where all of it fits, held on the device and rendered
 there in whole batches; normalised on the device. Either way a sample is drawn alike."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,7 +145,7 @@ class Loader:
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
             generator=torch.Generator(),  # or it would draw a seed for workers from the caller's random numbers
-            worker_init_fn=_leave_group,
+            worker_init_fn=partial(_begin_worker, os.getpid()),
         )
 
     def _batches(self, keys: Any, replace: bool) -> Iterator[Batch]:
@@ -304,7 +307,12 @@ def _as_is(batch):
     return batch
 
 
-def _leave_group(worker: int) -> None:
+def _begin_worker(parent: int, worker: int) -> None:
     """Ctrl-C in a terminal, and a scheduler's SIGTERM, go to a whole group of processes. The workers go on until the
-    process that reads from them has ended its step; they see for themselves when it is gone."""
+    process that reads from them, `parent`, has ended its step, and end with it: torch's own watch begins too late for a
+    parent that is killed while they start."""
     os.setpgrp()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
