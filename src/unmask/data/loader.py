@@ -2,6 +2,7 @@
 there in whole batches; normalised on the device. Either way a sample is drawn alike."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -314,5 +315,5 @@ def _begin_worker(parent: int, worker: int) -> None:
     os.setpgrp()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != parent:
         os._exit(1)
