@@ -143,3 +143,13 @@ def test_batch_norm_and_gathered_rows_are_those_of_one_process(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, tensor in wanted.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_batch_norms_that_are_replaced_keep_what_they_are():
+    module = network().double()
+    module[1].weight.requires_grad_(False)
+    before = dict(module.named_parameters()) | dict(module.named_buffers())
+    distributed.synchronise(module)
+    after = dict(module.named_parameters()) | dict(module.named_buffers())
+    assert all(type(module[i]) is distributed.SyncBatchNorm for i in (1, 3))
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before)

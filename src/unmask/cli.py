@@ -125,10 +125,10 @@ def call(verb: str, arguments: list[str]) -> int:
         "Both",
         [
             ("general", module.Pretrain, dataclasses.field(default_factory=module.Pretrain)),
-            (name, METHODS[name].Settings, dataclasses.field(default_factory=METHODS[name].Settings)),
+            ("own", METHODS[name].Settings, dataclasses.field(default_factory=METHODS[name].Settings)),
         ],
     )
     quiet = tyro.conf.DisallowNone[tyro.conf.OmitArgPrefixes[both]]  # type: ignore[valid-type]
     given: Any = tyro.cli(quiet, prog=f"unmask pretrain {name}", args=rest, description=METHODS[name].SUMMARY)
-    result: dict[str, Any] = module.pretrain(name, given.general, getattr(given, name))
+    result: dict[str, Any] = module.pretrain(name, given.general, given.own)
     return 1 if result["verdict"] == "diverged" else 0

@@ -35,6 +35,9 @@ class Paper:
     """Of LARS and SGD."""
     scaling: Literal["root", "linear"] = "root"
     """How the rate goes with the batch where it is not the paper's: with its root, as for Adam, or in proportion."""
+    updates: int | None = None
+    """Steps that the paper's rate is meant for, where they are far more than a small collection is given: with fewer, the rate
+    grows with the root of how many times fewer, as random steps add up."""
     weight_decay_end: float | None = None
     min_lr: float = 0.0
     milestones: tuple[float, ...] = ()
@@ -56,6 +59,8 @@ class Method(nn.Module, ABC):
     """Recipes by kind of encoder, "vit" or "resnet"; the first is what is trained unless another encoder is named."""
     ENCODER: ClassVar[dict[str, Any]] = {}
     """Options that a ViT is built with."""
+    NORMALISED: ClassVar[tuple[float, float] | None] = None
+    """Mean and deviation, on the scale from 0 for black to 1 for white, that images are normalised by. None: the collection's."""
     SYNCHRONISED = True
     """Whether batch norms see the samples of all processes."""
 
@@ -71,6 +76,11 @@ class Method(nn.Module, ABC):
     def suit(cls, settings: Any, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Any, dict[str, str]]:
         """`settings` with every None filled in for so many images of this size (height, width), and the reasons by name."""
         return settings, {}
+
+    @classmethod
+    def built_with(cls, settings: Any) -> dict[str, Any]:
+        """Options that the encoder is built with, for settings that are filled in."""
+        return cls.ENCODER
 
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:

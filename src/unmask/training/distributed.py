@@ -6,7 +6,7 @@ Without torchrun there is one process, rank 0 of 1, and nothing here does anythi
 import atexit
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -135,7 +135,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world() == 1:
             return self.act(self.drop(super().forward(input)))
         axes, shape = [0, *range(2, input.ndim)], [1, -1] + [1] * (input.ndim - 2)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         means = x.mean(axes)
         stats = gather(torch.stack([means, (x - means.view(shape)).square().mean(axes)])[None])  # (world, 2, C)
         mean = stats[:, 0].mean(0)
@@ -154,18 +154,23 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise(module: nn.Module) -> None:
-    """Let every batch norm within see the samples of all processes. Names of parameters stay."""
+    """Let every batch norm within see the samples of all processes."""
+    replace_batch_norms(module, SyncBatchNorm)
+
+
+def replace_batch_norms(module: nn.Module, kind: Callable[..., nn.Module]) -> None:
+    """Put kind(channels, …) in place of every batch norm within, with its options and its very parameters and buffers: those
+    that are frozen stay so, on their device."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             options = {name: getattr(child, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
             behind = {name: part for name, part in child.named_children() if name in ("drop", "act")}
-            into = SyncBatchNorm(child.num_features, **behind, **options)
-            into.load_state_dict(child.state_dict())
-            for parameter, theirs in zip(into.parameters(), child.parameters(), strict=True):
-                parameter.requires_grad_(theirs.requires_grad)
+            into = kind(child.num_features, **behind, **options)
+            for tensor in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(into, tensor, getattr(child, tensor))
             setattr(module, name, into.train(child.training))
         else:
-            synchronise(child)
+            replace_batch_norms(child, kind)
 
 
 # Models

@@ -74,15 +74,18 @@ BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
+COLLAPSED_TARGETS = 0.2
+"""Deviation of what is to be predicted (a method's "target_std", from 0 to 1) below which it is nearly the same for all
+images. In tests/test_byol.py it is 0.8 where BYOL learns, and 0.1 and 0.02 without its predictor or stop-gradient."""
 TEACHER = ("teacher_entropy", "kl", "information", "uninformed")
 """What is logged of a teacher's outputs: their entropy, the divergence of the student from them, and what they tell of
 which image is seen (mutual information), beside the largest entropy they could have; all in nats."""
 TOLD_APART = 0.02
 """Information below which the teacher says the same of every image. In a good run of 100 steps on photographs it was never
 below 0.13, in runs without centring or without sharpening it went to 0.000 and 0.014."""
-COLLAPSED_TARGETS = 0.2
-"""Deviation of what is to be predicted (a method's "target_std", from 0 to 1) below which it is nearly the same for all
-images. In tests/test_byol.py it is 0.8 where BYOL learns, and 0.1 and 0.02 without its predictor or stop-gradient."""
+FEW_TOKENS, SAYS_LITTLE = 2.0, 0.1
+"""Perplexity of a codebook's use, or nats by which a place's distribution over tokens differs from the prior, below which
+tokens say next to nothing."""
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
 LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
@@ -142,9 +145,20 @@ def judge(
         sentence = f"what is to be predicted is nearly the same for all images (deviation {targets:.1%}), so {seen}"
         advice = f"raise --momentum, so that targets move slower, or change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, (advice,))
+    # of a discrete VAE, whose tokens are what counts, and not its features
+    coded = [line for line in history[-width:] if "perplexity" in line]
+    used, said = (mean([line[name] for line in coded]) if coded else math.inf for name in ("perplexity", "token_kl"))
+    if used < FEW_TOKENS or said < SAYS_LITTLE:
+        sentence = (
+            f"the tokens say next to nothing of an image ({said:.2f} nats each, used as if there were {used:.1f} of them), "
+            f"and {seen}"
+        )
+        advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
+        return Verdict("collapsed", sentence, ("a smaller --kl-weight, or more --epochs", advice))
     settled = history[len(history) // 10 :]
     stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)
-    spoilt = [f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(probe or {})]
+    judged = {} if coded or probe is None else probe
+    spoilt = [f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(judged)]
     # the loss beside a teacher of one's own falls and rises with what that says: whether it is foretold counts
     idle = teacher["kl"] > teacher["information"] if teacher else last > BETTER or stuck > 0.5
     if idle or spoilt:
