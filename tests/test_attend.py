@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 import unmask
 from unmask import models
@@ -19,9 +20,13 @@ from unmask.verbs.attend import holding, last_attention, main_object
 TINY = {"image_size": (16, 16), "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
 
 
-def test_attention_is_the_class_tokens_over_the_patches_in_the_last_block():
+@pytest.mark.parametrize("positions", ["learned", "relative"])
+def test_attention_is_the_class_tokens_over_the_patches_in_the_last_block(positions):
     torch.manual_seed(0)
-    vit = ViT(**TINY).eval()
+    vit = ViT(**TINY, positions=positions).eval()
+    for name, parameter in vit.named_parameters():
+        if name.endswith("table"):
+            nn.init.normal_(parameter)
     images = torch.randn(3, 3, 16, 24)
     with torch.no_grad():
         whole = vit.forward_features(images, attention=True).attention[-1][:, :, 0, 1:]

@@ -76,11 +76,12 @@ def last_attention(encoder: ViT, images: Tensor) -> Tensor:
     maps: list[Tensor] = []
     blocks: Any = encoder.blocks
     *earlier, last = blocks
+    offsets = encoder.offsets((images.shape[2], images.shape[3]))
     for image in images.split(1):  # a map is as large as the square of the patches
         tokens = encoder.embed(image)
         for block in earlier:
-            tokens = block(tokens)
-        weights = last.attention.maps(last.norm1(tokens))[0, :, :, encoder.prefix :]  # (heads, T, N)
+            tokens = block(tokens, offsets=offsets)
+        weights = last.attention.maps(last.norm1(tokens), offsets)[0, :, :, encoder.prefix :]  # (heads, T, N)
         looks = weights[:, 0] if encoder.prefix else weights.mean(dim=1)  # (heads, N)
         maps.append(looks / looks.sum(dim=-1, keepdim=True))
     return torch.stack(maps).unflatten(-1, grid_of((images.shape[2], images.shape[3]), encoder.patch_size))
