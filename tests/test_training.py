@@ -283,6 +283,26 @@ def test_the_verdict_names_what_is_wrong(history, lr, word, says):
         assert not verdict.advice
 
 
+@pytest.mark.parametrize(
+    ("entropy", "kl", "information", "word", "says"),
+    [
+        (0.05, 0.02, 0.0, "collapsed", "one output dominates"),
+        (6.9, 0.01, 0.005, "collapsed", "all outputs are alike"),
+        (5.5, 0.9, 0.01, "collapsed", "all outputs are alike"),
+        (3.0, 0.5, 2.0, "learning", "0.50 nats"),
+        (6.0, 0.8, 1.2, "learning", "0.80 nats"),  # its loss, 6.8 of 6.9, says nothing of what it learnt
+        (3.0, 2.0, 1.0, "no better than uninformed", "2.00 nats"),
+    ],
+)
+def test_a_teacher_is_judged_by_what_it_tells_of_an_image(entropy, kl, information, word, says):
+    teacher = {"teacher_entropy": entropy, "kl": kl, "information": information}
+    history = [line | {"loss": entropy + kl, "uninformed": 6.9} for line in log([(entropy + kl) / 6.9] * 50, **teacher)]
+    verdict = health.judge(history, 1e-3, 1e-3)
+    assert verdict.word == word and says in verdict.sentence
+    rising = [line | {"loss": 2 + 0.06 * i, "ratio": (2 + 0.06 * i) / 6.9} for i, line in enumerate(history)]
+    assert health.judge(rising, 1e-3, 1e-3).word == word  # falls and rises are no divergence
+
+
 def test_a_falling_loss_with_features_worse_than_untrained_is_not_learning():
     below, level = {"accuracy": 0.2, "low": 0.19, "high": 0.21}, {"accuracy": 0.25, "low": 0.2, "high": 0.3}
     for trained, word in ((below, "no better than uninformed"), (level, "learning")):

@@ -14,7 +14,9 @@ from unmask.layers import Attention, Block, DropPath, patchify, resample_positio
 from unmask.models.vit import ViT
 
 KINDS = list(
-    itertools.product(("learned", "sincos"), ((True, "class"), (True, "mean"), (True, "class+mean"), (False, "mean")))
+    itertools.product(
+        ("learned", "sincos", "relative"), ((True, "class"), (True, "mean"), (True, "class+mean"), (False, "mean"))
+    )
 )
 
 
@@ -78,7 +80,7 @@ def test_a_kept_subset_is_all_that_is_seen(positions, kind):
     # the same from the full embedding, gathered afterwards
     full = vit.embed(images)
     gathered = torch.cat([full[:, : vit.prefix], take(full[:, vit.prefix :], keep)], dim=1)
-    close(vit.encode(gathered), tokens)
+    close(vit.encode(gathered, vit.offsets((32, 48), keep)), tokens)
 
 
 def test_pooling_is_of_normalised_tokens():
@@ -106,7 +108,7 @@ def test_any_shape_and_channel_count():
 
 
 def test_positions_know_rows_from_columns():
-    for positions in ("learned", "sincos"):
+    for positions in ("learned", "sincos", "relative"):
         vit = small((16, 32), positions=positions)
         images = pictures(1, 3, 16, 32)
         swapped = unpatchify(patchify(images, 8).flip(1), (16, 32), 8)

@@ -35,6 +35,7 @@ VERBS = {
         "reconstruct",
         "draw what a masked autoencoder paints where it cannot see",
     ),
+    "attend": ("attend", "Attend", "attend", "draw where a ViT looks, head by head, and the object that follows"),
     "embed": ("embed", "Embed", "embed", "one vector an image, to a table"),
     "export": ("export", "Export", "export", "the encoder for timm, Hugging Face, facebookresearch/mae or ONNX"),
     "report": ("report", "Report", "rewrite", "write the page of a run anew"),
@@ -112,7 +113,7 @@ def call(verb: str, arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: unmask pretrain METHOD --data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
         for name, method in METHODS.items():
-            print(f"  {name:8}{method.SUMMARY}")
+            print(f"  {name:11}{method.SUMMARY}")
         print("\nunmask pretrain METHOD --help shows all options of a method")
         return 0
     name, *rest = arguments

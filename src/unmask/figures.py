@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from unmask.layers import patchify, unpatchify
 BLUE, VERMILION = "#0072B2", "#D55E00"
 INK, GREY, FAINT = "#222222", "#666666", "#DDDDDD"
 DPI = 160
+HEAT = colormaps["inferno"]
 HIDDEN = 0.5
 """The grey of a hidden patch."""
 
@@ -30,6 +33,9 @@ HIDDEN = 0.5
 PANELS = (
     ("rank", "effective rank of the features", "RankMe; 1 is collapse"),
     ("feature_std", "spread of the features over images", "0 is collapse"),
+    ("information", "what the teacher tells of an image, nats", "0 is collapse"),
+    ("teacher_entropy", "entropy of the teacher's outputs, nats", "with information 0: one output, or all alike"),
+    ("kl", "student away from the teacher, nats", "below the information: it foretells it"),
     ("knn", "k-NN accuracy while training", "higher is better"),
     ("lr", "learning rate", "warm-up, then cosine"),
     ("grad_norm", "norm of the gradient", "jumps are a warning"),
@@ -64,6 +70,30 @@ def masked_image(image: Tensor, keep: Tensor, patch_size: int) -> Tensor:
     return unpatchify(shown, (image.shape[1], image.shape[2]), patch_size)[0]
 
 
+def attended(image: Tensor, looks: Tensor, kept: Tensor) -> Tensor:
+    """An image (C, H, W) as RGB (3, H, W) with what is looked at in the colours of how much, and the rest dark.
+
+    looks: weights (rows, columns) of its patches; kept: which of them are shown, bool (rows, columns)."""
+    size = image.shape[1:]
+    grey = torch.from_numpy(displayable(image)).mean(dim=-1)  # (H, W)
+    strength, kept = (
+        F.interpolate(x[None, None].float(), size=size, mode="nearest")[0, 0].cpu() for x in (looks / looks.max(), kept)
+    )
+    colour = torch.from_numpy(HEAT(strength.numpy())[..., :3]).float() * (0.35 + 0.65 * grey[..., None])
+    return torch.where(kept.bool()[..., None], colour, 0.25 * grey[..., None]).permute(2, 0, 1)
+
+
+def cut_out(image: Tensor, mask: Tensor) -> Tensor:
+    """An image (C, H, W) as RGB (3, H, W) with what is outside the mask, bool (H, W), faint, and a line around it."""
+    shown = torch.from_numpy(displayable(image).copy())
+    faint = 0.75 + 0.25 * shown.mean(dim=-1, keepdim=True)
+    shown = torch.where(mask[..., None], shown, faint.expand_as(shown))
+    wide = max(1, min(mask.shape) // 100)
+    grown = F.max_pool2d(mask[None, None].float(), 2 * wide + 1, stride=1, padding=wide)[0, 0].bool()
+    shown[grown & ~mask] = torch.tensor(to_rgb(VERMILION))
+    return shown.permute(2, 0, 1)
+
+
 def reconstruction(
     rows: Sequence[dict[str, Tensor]],
     headings: Sequence[str] = ("original", "masked", "reconstruction", "pasted"),
@@ -71,12 +101,12 @@ def reconstruction(
 ) -> bytes:
     """A table of pictures: an image a row, what was done to it a column, headings above.
 
-    rows: for each image {heading: (C, H, W)}, all of one size. Small images are enlarged without smoothing, so that
-    pixels show; more than four are laid in two groups side by side. note: a line below.
+    rows: for each image {heading: (C, H, W)}, all of one height and width. Small images are enlarged without smoothing, so
+    that pixels show; more than four are laid in two groups side by side where there are few columns. note: a line below.
     """
     C, H, W = rows[0][headings[0]].shape
-    groups = 2 if len(rows) > 4 and W <= 1.5 * H else 1
-    enlarge, tile = fit_tile(H, W, side=192 if groups == 2 else 224)
+    groups = 2 if len(rows) > 4 and W <= 1.5 * H and len(headings) < 5 else 1
+    enlarge, tile = fit_tile(H, W, side=192 if groups == 2 else max(96, min(224, 1344 // len(headings))))
     height, width = tile
     gap, between = 8, 40
     lines = -(-len(rows) // groups)

@@ -3,6 +3,8 @@
 Everything here runs on any subset of patches: nothing assumes that tokens fill a grid.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,47 +74,103 @@ def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, 
     return grid.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1).to(positions.dtype)
 
 
+@dataclass(frozen=True)
+class Offsets:
+    """How tokens lie to each other, for attention with relative positions."""
+
+    grid: tuple[int, int]
+    """Rows and columns of the patches of the image."""
+    index: Tensor
+    """Which row of a table of that grid each pair of a query and a key reads, (1, T, T) int64, or (B, T, T) where each image
+    keeps patches of its own."""
+
+
+def offset_index(patches: Tensor, grid: tuple[int, int], class_token: bool) -> Tensor:
+    """Rows of a table of offsets (Bao et al. 2021, as timm's Beit orders them) for patches (B, K) of a grid (h, w), counted
+    row by row: (B, T, T) int64 for query and key, T = K, or K + 1 with a class token in front.
+
+    The table has (2 h - 1)(2 w - 1) rows, an offset each, and three more with a class token: from it to a patch, from a patch
+    to it, and to itself.
+    """
+    rows, columns = grid
+    row, column = patches // columns, patches % columns  # (B, K) each
+    down, right = (x[:, :, None] - x[:, None, :] for x in (row, column))  # (B, K, K): query less key
+    index = (down + rows - 1) * (2 * columns - 1) + right + columns - 1
+    if class_token:
+        last = (2 * rows - 1) * (2 * columns - 1)
+        index = F.pad(index, (1, 0, 1, 0), value=last)
+        index[:, 1:, 0], index[:, 0, 0] = last + 1, last + 2
+    return index
+
+
+class RelativeBias(nn.Module):
+    """What attention adds to the product of a query and a key for the offset between their patches: learnt, a number a head
+    (Bao et al. 2021, section 2.1, after Raffel et al. 2020), from 0 on."""
+
+    def __init__(self, heads: int, grid: tuple[int, int], class_token: bool):
+        super().__init__()
+        self.grid, self.special = grid, 3 if class_token else 0
+        self.table = nn.Parameter(torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1) + self.special, heads))
+
+    def forward(self, offsets: Offsets) -> Tensor:
+        """(1 or B, heads, T, T), from the table resampled where the grid is not the one trained on."""
+        table = self.table
+        if offsets.grid != self.grid:
+            old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, offsets.grid))
+            between, special = table.split([len(table) - self.special, self.special])
+            table = torch.cat([resample_positions(between, old, new), special])
+        return F.embedding(offsets.index, table).permute(0, 3, 1, 2)
+
+
 def to_compute_dtype(x: Tensor) -> Tensor:
     """Cast to the autocast dtype, when there is one: what a matrix product would do anyway, done before the layer norm,
     so that the norm reads and writes half the memory (its statistics are float32 inside the kernel all the same)."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    if device == "meta" or not torch.is_autocast_enabled(device):  # of meta tensors torch refuses to say
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017), with queries for the last `queries` tokens only when asked."""
+    """Multi-head self-attention (Vaswani et al. 2017), with queries for the last `queries` tokens only when asked, and a bias
+    for relative positions if it is given one."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, bias: RelativeBias | None = None):
         super().__init__()
         if dim % heads:
             raise BadInput(f"{heads} attention heads do not divide a width of {dim}")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.projection = nn.Linear(dim, dim)
+        self.bias = bias
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
 
-    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """x: (B, N, D). Returns (B, Q, D), Q = `queries` or N."""
+    def forward(self, x: Tensor, queries: int | None = None, offsets: Offsets | None = None) -> Tensor:
+        """x: (B, N, D); offsets: for the bias, of these tokens. Returns (B, Q, D), Q = `queries` or N."""
         if queries is None:
             q, k, v = map(self.split, self.qkv(x).chunk(3, dim=-1))
         else:
             D = x.shape[-1]
             q = self.split(F.linear(x[:, -queries:], self.qkv.weight[:D], self.qkv.bias[:D]))
             k, v = map(self.split, F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=-1))
+        bias = (
+            None if self.bias is None else self.bias(offsets)[:, :, -q.shape[2] :].to(q.dtype)
+        )  # (1 or B, heads, Q, N)
         # the CPU's flash kernel is slow backwards
         plain = x.device.type == "cpu"
-        out = self.weights(q, k) @ v if plain else F.scaled_dot_product_attention(q, k, v)
+        out = self.weights(q, k, bias) @ v if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.projection(out.transpose(1, 2).flatten(2))
 
-    def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, heads, Q, N)
+    def weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, heads, Q, N)
+        return (scores if bias is None else scores + bias).softmax(dim=-1)
 
-    def maps(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor, offsets: Offsets | None = None) -> Tensor:
         """The attention weights themselves, (B, heads, N, N): row i says where token i looks."""
         q, k, _ = map(self.split, self.qkv(x).chunk(3, dim=-1))
-        return self.weights(q, k)
+        return self.weights(q, k, None if self.bias is None else self.bias(offsets).to(q.dtype))
 
 
 class MLP(nn.Module):
@@ -143,6 +201,7 @@ class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x)).
 
     layer_scale: initial factor of each residual branch, per channel (Touvron et al. 2021), or None for none.
+    bias: what makes the attention know relative positions.
     """
 
     def __init__(
@@ -153,10 +212,11 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
+        bias: RelativeBias | None = None,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, bias)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -164,9 +224,9 @@ class Block(nn.Module):
         self.register_parameter("scale1", scale())
         self.register_parameter("scale2", scale())
 
-    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, queries: int | None = None, offsets: Offsets | None = None) -> Tensor:
         """x: (B, N, D). With `queries`, only the last so many tokens come out: (B, queries, D)."""
-        attended = self.attention(self.norm1(to_compute_dtype(x)), queries)
+        attended = self.attention(self.norm1(to_compute_dtype(x)), queries, offsets)
         if queries is not None:
             x = x[:, -queries:]
         x = x + self.drop_path(attended if self.scale1 is None else attended * self.scale1)

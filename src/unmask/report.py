@@ -28,7 +28,12 @@ PROBES = {
     "linear": ("linear probe", "one linear layer on the frozen features"),
     "logistic": ("logistic regression", "the same fitted to its end, the penalty chosen by cross-validation"),
 }
-FEATURES = {"trained": "this encoder", "untrained": "untrained", "raw_pixels": "raw pixels"}
+FEATURES = {
+    "trained": "this encoder",
+    "projection": "behind its projection head, which is thrown away",
+    "untrained": "untrained",
+    "raw_pixels": "raw pixels",
+}
 PROTOCOLS = {
     "test set": "a test set of its own",
     "by group": "groups kept apart",
@@ -101,8 +106,8 @@ details { margin: .8rem 0; } summary { cursor: pointer; }
 def write(run: Run, pictures: dict[str, bytes]) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
-    pictures: PNG bytes under the names "reconstruction", "positions" and "filters", each optional. The loss, the curves
-    and the probes are drawn from the run's own files; what is missing there is absent from the page.
+    pictures: PNG bytes under the names "reconstruction", "attention", "positions" and "filters", each optional. The loss,
+    the curves and the probes are drawn from the run's own files; what is missing there is absent from the page.
     """
     path = run.folder / "report.html"
     write_whole(path, page(run, pictures))
@@ -118,6 +123,7 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         facts(result),
         loss(history),
         reconstruction(pictures),
+        attention(pictures),
         probes(probe, result),
         curves(history),
         learnt(pictures),
@@ -201,6 +207,18 @@ def reconstruction(pictures: dict[str, bytes]) -> str:
         "The model sees only the patches that are not grey in “masked”, and paints the rest. Blurred shapes in the "
         "right place are what a good masked autoencoder gives; flat grey or noise is not.",
         picture(pictures["reconstruction"], "Original, masked and reconstructed images."),
+    )
+
+
+def attention(pictures: dict[str, bytes]) -> str:
+    if "attention" not in pictures:
+        return ""
+    return section(
+        "Where it looks",
+        "The attention of the class token in the last block, head by head: in colour what holds most of it, brighter where "
+        "it is more. Heads that pick out things are what DINO is known for; the same frame or corner in every image is not. "
+        "“Object” is the largest piece of what the heads look at together.",
+        picture(pictures["attention"], "Attention of each head over images, and the main object."),
     )
 
 
@@ -330,12 +348,15 @@ def unreadable(result: dict[str, Any]) -> str:
 def commands(run: Run, settings: dict[str, Any], pictures: dict[str, bytes]) -> str:
     folder = shlex.quote(str(run.folder))
     data = shlex.quote(str((settings.get("settings") or {}).get("data") or "photos/"))
-    embeddings, painted = (shlex.quote(str(run.folder / name)) for name in ("embeddings.parquet", "painted.png"))
+    names = ("embeddings.parquet", "painted.png", "attention.png")
+    embeddings, painted, attended = (shlex.quote(str(run.folder / name)) for name in names)
     images = [("see what it paints for an image of yours", f"unmask reconstruct {folder} IMAGE --out {painted}")]
+    looks = [("see where it looks in an image of yours", f"unmask attend {folder} IMAGE --out {attended}")]
     lines = [
         ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST"),
         ("one vector an image, for your own analysis", f"unmask embed {folder} --data {data} --out {embeddings}"),
         *(images if "reconstruction" in pictures else ()),
+        *(looks if "attention" in pictures else ()),
         ("use the encoder in Python", f"import unmask\nencoder, preprocess = unmask.load({str(run.folder)!r})"),
     ]
     body = "".join(f'<p class="soft">{what}</p><pre>{text(line)}</pre>' for what, line in lines)

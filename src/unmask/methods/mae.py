@@ -26,8 +26,11 @@ from unmask.data.augment import MASK_STREAM, View, uniform
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, unpatchify
+from unmask.methods.masking import block_rank
 from unmask.methods.method import Method, Paper
+from unmask.methods.tokens import TokenTarget
 from unmask.models import Encoder
+from unmask.models.dvae import Tokenizer
 from unmask.models.vit import ViT
 from unmask.training.engine import Clock
 
@@ -40,8 +43,13 @@ class Settings:
     """Share of the patches that is hidden (the paper's figure 5: 0.75 is best for both fine-tuning and linear probing)."""
     masking: Literal["random", "block", "grid"] = "random"
     """How hidden patches are chosen: uniformly without replacement, in large blocks, or all but a regular lattice."""
+    target: Literal["pixels", "tokens"] = "pixels"
+    """What is predicted of a hidden patch: its pixels, or its visual token, as BEiT does (table 1d: no better, and a tokenizer
+    is needed)."""
     norm_pix: bool = True
     """Predict each patch normalised by its own mean and deviation (table 1d: better features) instead of raw pixels."""
+    tokens: str | None = None
+    """The tokenizer, for --target tokens: a run of `unmask pretrain dvae`, or a state dict of OpenAI's encoder."""
     loss_on: Literal["masked", "all"] = "masked"
     """Which patches the error counts on. The paper: hidden ones only (counting all costs it 0.5 points)."""
     decoder_width: int | None = None
@@ -76,12 +84,24 @@ class MAE(Method):
     PAPERS: ClassVar = {"vit": Paper("vit-base/16", 4096, 1.5e-4, 800, 40, weight_decay=0.05, betas=(0.9, 0.95))}
     """Table 8."""
 
-    def __init__(self, encoder: Encoder, settings: Settings = Settings(), norm_eps: float = 1e-6):  # noqa: B008
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: Settings = Settings(),  # noqa: B008
+        norm_eps: float = 1e-6,
+        tokenizer: Tokenizer | None = None,
+    ):
         super().__init__()
         if not isinstance(encoder, ViT):
             raise BadInput(
-                f"--encoder {encoder.config['backbone']}: MAE shows its encoder a part of the patches, which only a ViT of "
-                "ours can take: use one such as vit-tiny/8"
+                f"--encoder {encoder.config.get('backbone', 'dvae')}: MAE shows its encoder a part of the patches, which "
+                "only a ViT of ours can take: use one such as vit-tiny/8"
+            )
+        if (settings.target == "tokens") != (tokenizer is not None):
+            raise BadInput(
+                "--target tokens needs a tokenizer: train one by `unmask pretrain dvae`, then name its run by --tokens"
+                if tokenizer is None
+                else "--tokens is of no use to --target pixels: leave it out, or add --target tokens"
             )
         if not 0.0 < settings.mask_ratio < 1.0:
             raise BadInput(f"--mask-ratio is {settings.mask_ratio}: give a share between 0 and 1, such as 0.75")
@@ -100,7 +120,9 @@ class MAE(Method):
         heads = width // 32  # 16 at width 512
         self.decoder_blocks = nn.ModuleList(Block(width, heads, norm_eps=norm_eps) for _ in range(depth))
         self.decoder_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.prediction = nn.Linear(width, encoder.patch_size**2 * encoder.channels)
+        self.token_target = None if tokenizer is None else TokenTarget(tokenizer)
+        outputs = encoder.patch_size**2 * encoder.channels if tokenizer is None else tokenizer.vocabulary
+        self.prediction = nn.Linear(width, outputs)
         for module in (self.decoder_embedding, self.decoder_blocks, self.prediction):
             module.apply(initialise)
         for token in (self.encoder_mask_token, self.mask_token):
@@ -143,7 +165,8 @@ class MAE(Method):
     # The autoencoder (section 3, "MAE encoder", "MAE decoder")
 
     def decode(self, images: Tensor, keep: Tensor, masked: Tensor, everywhere: bool) -> Tensor:
-        """Predictions (B, M, P*P*C) for the hidden patches, or (B, K + M, P*P*C) for visible then hidden ones."""
+        """Predictions (B, M, P*P*C) for the hidden patches, or (B, K + M, P*P*C) for visible then hidden ones; of tokens, a
+        logit for each of the vocabulary instead."""
         size = (images.shape[2], images.shape[3])
         grid = grid_of(size, self.encoder.patch_size)
         positions = resample_positions(self.decoder_positions, self.encoder.grid, grid).expand(len(images), -1, -1)
@@ -176,13 +199,17 @@ class MAE(Method):
         return F.layer_norm(patches, patches.shape[-1:], eps=1e-6 * shrink) * shrink**0.5
 
     def loss(self, images: Tensor, keep: Tensor, masked: Tensor) -> dict[str, Tensor]:
-        """Mean squared error for images (B, C, H, W), visible patches `keep` (B, K) and hidden ones `masked` (B, M).
+        """Mean squared error for images (B, C, H, W), visible patches `keep` (B, K) and hidden ones `masked` (B, M); or the
+        cross-entropy of their tokens.
 
         "uninformed" is the error of the best constant: 1 for normalised patches, but far below where many patches are
         blank, for a blank patch is predicted by anything that says zero.
         """
         everywhere = self.settings.loss_on == "all"
         counted = torch.cat([keep, masked], dim=1) if everywhere else masked
+        if self.token_target is not None:
+            tokens = self.token_target(images, grid_of((images.shape[2], images.shape[3]), self.encoder.patch_size))
+            return self.token_target.loss(self.decode(images, keep, masked, everywhere), tokens.gather(1, counted))
         target = self.targets(take(patchify(images, self.encoder.patch_size), counted))
         predicted = self.decode(images, keep, masked, everywhere)
         return {
@@ -219,26 +246,3 @@ class MAE(Method):
             colour = seen.unflatten(-1, (P * P, -1)).mean(dim=2)  # (B, K, C)
             predicted[:, : keep.shape[1]] = colour.repeat(1, 1, P * P)
         return unpatchify(take(predicted, order.argsort(dim=1)), size, P)
-
-
-def block_rank(seeds: Tensor, grid: tuple[int, int], hidden: int, blocks: int = 32) -> Tensor:
-    """How early a falling block covers each patch, (B, N): `blocks` for the first block down to 1 for the last, 0 for none.
-
-    Blocks are BEiT's (Bao et al. 2021, algorithm 1): at least 16 patches (or a quarter of those to hide), aspect 0.3 to
-    1/0.3. Hiding the `hidden` best-ranked patches gives every image the same number of hidden patches; the last block
-    is thinned at random.
-    """
-    rows, columns = grid
-    area, shape, down, right = (
-        uniform(seeds, 4 * blocks, MASK_STREAM + rows * columns).unflatten(1, (4, blocks)).unbind(1)
-    )
-    smallest = min(16, max(1, hidden // 4))
-    area = smallest + area * (hidden - smallest)
-    aspect = 0.3 * (1 / 0.3**2) ** shape
-    height, width = (area * aspect).sqrt().round().clamp(1, rows), (area / aspect).sqrt().round().clamp(1, columns)
-    top, left = (down * (rows - height + 1)).floor(), (right * (columns - width + 1)).floor()
-    patch = torch.arange(rows * columns, device=seeds.device)
-    row, column = (patch // columns)[:, None], (patch % columns)[:, None]  # (N, 1)
-    top, left, height, width = (x[:, None] for x in (top, left, height, width))  # (B, 1, blocks)
-    covered = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)  # (B, N, blocks)
-    return (covered * torch.arange(blocks, 0, -1, device=seeds.device)).amax(dim=-1)

@@ -35,6 +35,9 @@ class Paper:
     """Of LARS and SGD."""
     scaling: Literal["root", "linear"] = "root"
     """How the rate goes with the batch where it is not the paper's: with its root, as for Adam, or in proportion."""
+    updates: int | None = None
+    """Steps that the paper's rate is meant for, where they are far more than a small collection is given: with fewer, the rate
+    grows with the root of how many times fewer, as random steps add up."""
     weight_decay_end: float | None = None
     min_lr: float = 0.0
     milestones: tuple[float, ...] = ()
@@ -56,11 +59,16 @@ class Method(nn.Module, ABC):
     """Recipes by kind of encoder, "vit" or "resnet"; the first is what is trained unless another encoder is named."""
     ENCODER: ClassVar[dict[str, Any]] = {}
     """Options that a ViT is built with."""
+    NORMALISED: ClassVar[tuple[float, float] | None] = None
+    """Mean and deviation, on the scale from 0 for black to 1 for white, that images are normalised by. None: the collection's."""
     SYNCHRONISED = True
     """Whether batch norms see the samples of all processes."""
 
     encoder: Any
     """What is kept, exported and judged: an nn.Module from images (B, C, H, W) to vectors (B, D)."""
+    projection: Any
+    """Where there is one: the head from the encoder's vectors (B, D) to those (B, d) that the loss sees. It is thrown away,
+    and the report tests what it made beside what the encoder did."""
     views: tuple[View, ...]
     """How the method looks at an image."""
 
@@ -68,6 +76,11 @@ class Method(nn.Module, ABC):
     def suit(cls, settings: Any, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Any, dict[str, str]]:
         """`settings` with every None filled in for so many images of this size (height, width), and the reasons by name."""
         return settings, {}
+
+    @classmethod
+    def built_with(cls, settings: Any) -> dict[str, Any]:
+        """Options that the encoder is built with, for settings that are filled in."""
+        return cls.ENCODER
 
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
@@ -79,6 +92,15 @@ class Method(nn.Module, ABC):
 
     def after_step(self, clock: Clock) -> None:
         """After the optimiser's step."""
+
+
+@torch.no_grad()
+def length_of(encoder: Any) -> int:
+    """How long the vectors of an encoder are, found out on a blank image."""
+    training, weight = encoder.training, next(encoder.parameters())
+    vectors = encoder.eval()(weight.new_zeros(1, encoder.channels, *encoder.image_size))
+    encoder.train(training)
+    return vectors.shape[1]
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:

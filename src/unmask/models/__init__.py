@@ -4,24 +4,35 @@ import inspect
 import re
 from typing import Any
 
+from unmask.errors import BadInput
+from unmask.models import dvae
 from unmask.models.backbones import Backbone
+from unmask.models.dvae import TokenEncoder
 from unmask.models.vit import SIZES, ViT
 
-Encoder = ViT | Backbone
+Encoder = ViT | Backbone | TokenEncoder
 
 
 def build(
     name: str, *, image_size: tuple[int, int] = (224, 224), channels: int = 3, drop_path: float = 0.0, **options
 ) -> Encoder:
     """The encoder called `name`: vit-tiny, vit-small, vit-base, vit-large or vit-huge, then / and the patch size in pixels;
-    or any name of timm.list_models(), such as resnet50.
+    dvae-tiny, dvae-small or dvae-base, then / and the pixels a side that a token stands for; or any name of
+    timm.list_models(), such as resnet50.
 
-    options: any other argument of `ViT` (positions, pool, …). They mean nothing to a model of timm, which is built
-    without them. Raises BadInput for an unknown name, a patch that does not tile the image, and what timm's model cannot
-    take.
+    options: any other argument of `ViT` (positions, pool, …), or of `TokenEncoder`. They mean nothing to a model of timm,
+    which is built without them. Raises BadInput for an unknown name, a patch that does not tile the image, and what timm's
+    model cannot take.
     """
-    inspect.signature(ViT).bind_partial(**options)  # a slip in a name must not be taken for an option left out
     match = re.fullmatch(r"([a-z-]+)/(\d+)", name)
+    if match is not None and match[1] in dvae.SIZES:
+        groups = int(match[2]).bit_length()
+        if int(match[2]) != 2 ** (groups - 1):
+            raise BadInput(f"--encoder {name}: a token stands for 1, 2, 4, 8, … pixels a side, as in {match[1]}/8")
+        if drop_path:
+            raise BadInput(f"{match[1]} has no stochastic depth: leave --drop-path out")
+        return TokenEncoder(image_size, channels, width=dvae.SIZES[match[1]], groups=groups, **options)
+    inspect.signature(ViT).bind_partial(**options)  # a slip in a name must not be taken for an option left out
     if match is not None and match[1] in SIZES and int(match[2]) > 0:
         width, depth, heads = SIZES[match[1]]
         return ViT(image_size, int(match[2]), channels, width, depth, heads, drop_path=drop_path, **options)
@@ -29,5 +40,7 @@ def build(
 
 
 def rebuild(config: dict[str, Any]) -> Encoder:
-    """The architecture that an encoder's `config` describes, untrained: of timm where it names a "backbone"."""
-    return Backbone(**config) if "backbone" in config else ViT(**config)
+    """The architecture that an encoder's `config` describes, untrained: of timm where it names a "backbone", of a discrete VAE
+    where it has a "vocabulary"."""
+    kind = Backbone if "backbone" in config else TokenEncoder if "vocabulary" in config else ViT
+    return kind(**config)

@@ -8,6 +8,10 @@ The layouts:
 - timm's: its VisionTransformer; the patch embedding is a convolution, the class token's position is the first of
   `pos_embed`, which is (1, 1 + N, D). The encoder of facebookresearch/mae has these very keys, and a full MAE
   checkpoint adds `mask_token` and `decoder_…`;
+- that of BEiT (microsoft/unilm, and timm's Beit with use_rel_pos_bias): timm's, with layer scale under other names, no bias
+  of keys, and for `positions="relative"` a table a block instead of `pos_embed`. Keys need no bias: it adds the same to all
+  scores of a query, which a softmax does not see. Weights as pre-trained, which share one table, are read, too;
+- that of openai/DALL-E's encoder: TokenEncoder.state_dict() with `w` for weight and `b` for bias;
 - Hugging Face's ViT and ViTMAE: the same with other names, and with queries, keys and values apart. Three spellings
   are about (the hub's, that of the modules of transformers 5, and what it saves); all are read, the hub's is written.
 
@@ -35,18 +39,23 @@ from unmask.errors import BadInput
 from unmask.layers import sincos_positions
 from unmask.models import Encoder, rebuild
 from unmask.models.backbones import Backbone
-from unmask.models.vit import SIZES, ViT
+from unmask.models.dvae import MEAN, STD, TokenEncoder
+from unmask.models.vit import SIZES
 from unmask.training.run import write
 
 State = dict[str, Tensor]
 
 ACCEPTED = (
     "an unmask run or its encoder/ folder, a Hugging Face folder (model_type vit or vit_mae), a checkpoint of "
-    "facebookresearch/mae, or the state dict of a timm VisionTransformer (.pth, .bin, .safetensors)"
+    "facebookresearch/mae, or the state dict of a timm VisionTransformer or Beit, or of DALL-E's encoder (.pth, .bin, "
+    ".safetensors)"
 )
 
-ESSENTIAL = {"patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"}
+ESSENTIAL = {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"}
 """What tells a ViT in timm's layout from anything else."""
+
+TABLE = "blocks.0.attn.relative_position_bias_table"
+"""Which has relative positions, where another has "pos_embed"."""
 
 DECODER = {"mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight"}
 """What tells a whole MAE from its encoder."""
@@ -63,7 +72,7 @@ def save(encoder: Encoder, folder: str | Path, config: dict[str, Any]) -> None:
 
     config: what else is to be known of the encoder, as JSON values ("name", "method", "preprocess", …); its entry
     "encoder", from which `models.rebuild` builds the architecture again, is written by this function. It has the
-    arguments of ViT, or those of Backbone, which name a "backbone".
+    arguments of ViT, those of Backbone, which name a "backbone", or those of TokenEncoder, with a "vocabulary".
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,13 +93,14 @@ def load(
     """The encoder at `path`, in evaluation mode, and what is known of it.
 
     path: a run, our own encoder folder, a Hugging Face folder, an official MAE checkpoint (its decoder is left out: see
-    `load_mae`), or a timm state dict.
+    `load_mae`), or a state dict of timm's VisionTransformer or Beit, or of DALL-E's encoder.
     image_size, heads: for a bare state dict, which does not tell them. By default the grid of patches is square, and
     the heads are those of the usual ViT of that width (`HEADS`); another width needs `heads`.
 
-    Returns the encoder and its config: "encoder" (the arguments of ViT or of Backbone), and what `save` was given, or
-    for foreign weights "layout" ("timm" or "huggingface"). Foreign encoders with a class token pool by it. Raises
-    BadInput for anything that is none of these, is damaged, holds code, or computes something that our ViT does not.
+    Returns the encoder and its config: "encoder" (the arguments of ViT, Backbone or TokenEncoder), and what `save` was
+    given, or for foreign weights "layout" ("timm", "huggingface" or "dalle"), and "preprocess" with the last. Foreign
+    encoders with a class token pool by it. Raises BadInput for anything that is none of these, is damaged, holds code, or
+    computes something that our ViT does not.
     """
     path = Path(path)
     if (path / "encoder" / "config.json").is_file():
@@ -106,8 +116,13 @@ def load(
     else:
         found, facts, layout, _ = read_foreign(path, image_size, heads)
         config = {"encoder": facts, "layout": layout}
-        state = from_timm({key: value for key, value in found.items() if not of_decoder(key)}, path)
-        encoder = ViT(**facts)
+        encoder = rebuild(facts)
+        if layout == "dalle":
+            channels = facts["channels"]
+            config["preprocess"] = {"channels": channels, "mean": [MEAN] * channels, "std": [STD] * channels}
+            state = {re.sub("w$", "weight", re.sub("b$", "bias", key)): value for key, value in found.items()}
+        else:
+            state = from_timm({key: value for key, value in found.items() if not of_decoder(key)}, path)
     check(state, encoder.state_dict(), path)
     encoder.load_state_dict(state)
     return encoder.eval(), config
@@ -211,9 +226,13 @@ def read_foreign(
     state = read_state(path)
     if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
         raise BadInput(f"{path} has Hugging Face's keys: give the folder that has it with its config.json")
-    if "patch_embedding.weight" in state:
+    if "patch_embedding.weight" in state or "blocks.input.weight" in state:
         raise BadInput(f"{path} is the encoder of a run: give the folder that has it with its config.json")
-    if not state.keys() >= ESSENTIAL:
+    if "blocks.input.w" in state:
+        return state, facts_of_dalle(state, path, image_size), "dalle", {}
+    if "blocks.0.attn.q_bias" in state:
+        state = from_beit(state)
+    if not state.keys() >= ESSENTIAL or ("pos_embed" in state) == (TABLE in state):
         raise BadInput(f"{path} has the keys {', '.join(list(state)[:3])}, … and is no ViT known here: give {ACCEPTED}")
     return state, facts_of(state, path, image_size, heads, 1e-6), "timm", {}
 
@@ -238,22 +257,32 @@ def facts_of(
         usual = ", ".join(map(str, sorted(HEADS)))
         raise BadInput(f"{path} is {width} wide and does not tell its heads (known for {usual}): give heads=")
     class_token = "cls_token" in state
-    patches = state["pos_embed"].shape[1] - class_token
-    side = math.isqrt(patches)
+    if TABLE in state:
+        entries = len(state[TABLE]) - 3 * class_token
+        side, what = (math.isqrt(entries) + 1) // 2, f"a table of {entries} offsets between patches"
+    else:
+        entries = state["pos_embed"].shape[1] - class_token
+        side, what = math.isqrt(entries), f"positions for {entries} patches"
     if image_size is None:
         image_size = (side * patch_size, side * patch_size)
-    if image_size[0] // patch_size * (image_size[1] // patch_size) != patches:
+    rows, columns = image_size[0] // patch_size, image_size[1] // patch_size
+    if entries != ((2 * rows - 1) * (2 * columns - 1) if TABLE in state else rows * columns):
         raise BadInput(
-            f"{path} has positions for {patches} patches of {patch_size} pixels, not those of an image of "
+            f"{path} has {what} of {patch_size} pixels, not those of an image of "
             f"{image_size[0]}x{image_size[1]}: give image_size=(height, width) as it was trained"
         )
     hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     ratio = hidden / width
-    positions = state["pos_embed"][0].float()
-    fixed = torch.zeros(len(positions), width)
-    if width % 4 == 0:
-        fixed[int(class_token) :] = sincos_positions(width, (image_size[0] // patch_size, image_size[1] // patch_size))
-    is_fixed = positions.shape == fixed.shape and torch.allclose(positions, fixed, rtol=0, atol=1e-3)  # float16's error
+    kind = "relative"
+    if TABLE not in state:
+        positions = state["pos_embed"][0].float()
+        fixed = torch.zeros(len(positions), width)
+        if width % 4 == 0:
+            fixed[int(class_token) :] = sincos_positions(width, (rows, columns))
+        alike = positions.shape == fixed.shape and torch.allclose(
+            positions, fixed, rtol=0, atol=1e-3
+        )  # float16's error
+        kind = "sincos" if alike else "learned"
     return {
         "image_size": list(image_size),
         "patch_size": patch_size,
@@ -262,11 +291,28 @@ def facts_of(
         "depth": depth_of(state, "blocks"),
         "heads": heads,
         "mlp_ratio": ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
-        "positions": "sincos" if is_fixed else "learned",
+        "positions": kind,
         "class_token": class_token,
         "pool": "class" if class_token else "mean",
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in state else None,  # where it began: forgotten, and of no account
         "norm_eps": norm_eps,
+    }
+
+
+def facts_of_dalle(state: State, path: Path, image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """The arguments of TokenEncoder for weights in DALL-E's layout; 256 pixels a side, as it was trained, if not told."""
+    parts = [re.findall(r"^blocks\.group_(\d+)\.block_(\d+)\.", key) for key in state]
+    groups, blocks = zip(*[map(int, found[0]) for found in parts if found], strict=True) if any(parts) else ((), ())
+    if not parts or "blocks.output.conv.w" not in state or not groups:
+        raise BadInput(f"{path} is a part of DALL-E's encoder only: give all of its state dict")
+    width, channels = state["blocks.input.w"].shape[:2]
+    return {
+        "image_size": list(image_size or (256, 256)),
+        "channels": channels,
+        "vocabulary": len(state["blocks.output.conv.w"]),
+        "width": width,
+        "groups": max(groups),
+        "blocks_per_group": max(blocks),
     }
 
 
@@ -295,6 +341,7 @@ NAMES = {  # ours: timm's
     "mlp.down": "mlp.fc2",
     "scale1": "ls1.gamma",
     "scale2": "ls2.gamma",
+    "attention.bias.table": "attn.relative_position_bias_table",
     "decoder_embedding": "decoder_embed",
     "prediction": "decoder_pred",
 }
@@ -316,8 +363,12 @@ def to_timm(encoder: Encoder) -> State:
     default (1e-6). Pooling: see the head of this file.
 
     Of a Backbone, the state dict of timm's model of that name with num_classes=0, in_chans and, where it takes one,
-    img_size. Raises BadInput for the CIFAR form, which timm has no name for.
+    img_size. Raises BadInput for the CIFAR form, which timm has no name for, and for a discrete VAE.
+
+    With relative positions, the state dict of timm's Beit(use_abs_pos_emb=False, use_rel_pos_bias=True, use_fc_norm=False).
     """
+    if isinstance(encoder, TokenEncoder):
+        raise BadInput("timm has no discrete VAE: export to unmask or onnx")
     if isinstance(encoder, Backbone):
         if encoder.config["cifar_stem"]:
             raise BadInput(
@@ -325,18 +376,20 @@ def to_timm(encoder: Encoder) -> State:
                 "3x3 and none: export to unmask or onnx"
             )
         return encoder.model.state_dict()
-    return encoder_to_timm(encoder.state_dict(), encoder.patch_size)
+    state = encoder_to_timm(encoder.state_dict(), encoder.patch_size)
+    return to_beit(state) if encoder.positions is None else state
 
 
 def encoder_to_timm(state: State, patch_size: int) -> State:
     state = dict(state)
-    positions, weight = state.pop("positions"), state.pop("patch_embedding.weight")
+    positions, weight = state.pop("positions", None), state.pop("patch_embedding.weight")
     weight = weight.unflatten(1, (patch_size, patch_size, -1)).permute(0, 3, 1, 2)  # (D, C, P, P)
     out = {"patch_embed.proj.weight": weight.contiguous()}
     if "class_token" in state:
         out["cls_token"] = state.pop("class_token")[None, None]  # (1, 1, D)
-        positions = torch.cat([state.pop("class_position")[None], positions])
-    out["pos_embed"] = positions[None]  # (1, [1 +] N, D)
+    if positions is not None:
+        first = [state.pop("class_position")[None]] if "class_position" in state else []
+        out["pos_embed"] = torch.cat([*first, positions])[None]  # (1, [1 +] N, D)
     return out | {renamed(key, NAMES): value for key, value in state.items()}
 
 
@@ -351,14 +404,45 @@ def from_timm(state: State, path: Path | str = "the state dict") -> State:
             f"{path} averages its tokens before the last norm (fc_norm), which this ViT does not: "
             "use the weights from before fine-tuning"
         )
-    kernel, positions = state.pop("patch_embed.proj.weight"), state.pop("pos_embed")[0]
-    out = {"patch_embedding.weight": kernel.permute(0, 2, 3, 1).flatten(1)}
+    out = {"patch_embedding.weight": state.pop("patch_embed.proj.weight").permute(0, 2, 3, 1).flatten(1)}
     if "cls_token" in state:
-        out |= {"class_token": state.pop("cls_token")[0, 0], "class_position": positions[0]}
-        positions = positions[1:]
-    out["positions"] = positions
+        out["class_token"] = state.pop("cls_token")[0, 0]
+    if "pos_embed" in state:
+        out["positions"] = state.pop("pos_embed")[0]
+        if "class_token" in out:
+            out["class_position"], out["positions"] = out["positions"][0], out["positions"][1:]
     theirs = {new: old for old, new in NAMES.items()}
     return out | {renamed(key, theirs): value for key, value in state.items()}
+
+
+def to_beit(state: State) -> State:
+    """The layout of timm's Beit from that of its VisionTransformer."""
+    out = {}
+    for key, value in state.items():
+        if key.endswith("attn.qkv.bias"):
+            queries, _, values = value.chunk(3)
+            block = key.removesuffix("qkv.bias")
+            out |= {f"{block}q_bias": queries.clone(), f"{block}v_bias": values.clone()}
+        else:
+            out[re.sub(r"ls(\d)\.gamma", r"gamma_\1", key)] = value
+    return out
+
+
+def from_beit(state: State) -> State:
+    """The layout of timm's VisionTransformer, with tables of relative positions, from that of timm's Beit or of
+    microsoft/unilm. What stands behind the encoder, and what is computed, is left out."""
+    state = {key: value for key, value in state.items() if not re.match(r"lm_head\.|mask_token|.*position_index", key)}
+    shared = state.pop("rel_pos_bias.relative_position_bias_table", None)
+    out = {}
+    for key, value in state.items():
+        block = key.partition("attn.")[0] + "attn."
+        if key.endswith("attn.q_bias"):
+            out[f"{block}qkv.bias"] = torch.cat([value, torch.zeros_like(value), state[f"{block}v_bias"]])
+            if shared is not None:
+                out[f"{block}relative_position_bias_table"] = shared
+        elif not key.endswith("attn.v_bias"):
+            out[re.sub(r"gamma_(\d)", r"ls\1.gamma", key)] = value
+    return out
 
 
 def to_mae(state: State, patch_size: int) -> State:
@@ -366,11 +450,13 @@ def to_mae(state: State, patch_size: int) -> State:
 
     Raises BadInput for what has no place there: mask tokens inside the encoder, no class token, layer scale.
     """
-    missing = next((key for key in ("mask_token", "encoder.class_token") if key not in state), None)
+    missing = next((key for key in ("mask_token", "encoder.class_position") if key not in state), None)
     if missing is not None or "encoder.blocks.0.scale1" in state:
         raise BadInput(
             "the reference MAE has a class token, a mask token in its decoder and no layer scale: this has not"
         )
+    if "token_target.counts" in state:
+        raise BadInput("the reference MAE predicts pixels, and this one visual tokens: export its encoder, --to timm")
     state = dict(state)
     encoder = {key.removeprefix("encoder."): state.pop(key) for key in list(state) if key.startswith("encoder.")}
     positions = state.pop("decoder_positions")
@@ -469,6 +555,9 @@ def to_huggingface(encoder: Encoder, folder: str | Path) -> None:
     """
     if isinstance(encoder, Backbone):
         raise BadInput(f"Hugging Face's ViTModel is no {encoder.config['backbone']}: export to timm or onnx")
+    if isinstance(encoder, TokenEncoder) or encoder.positions is None:
+        what = "discrete VAE: export to unmask" if isinstance(encoder, TokenEncoder) else "BEiT: export to timm"
+        raise BadInput(f"Hugging Face's ViTModel is no {what} or onnx")
     facts = encoder.config
     if not facts["class_token"] or facts["layer_scale"] is not None:
         raise BadInput("Hugging Face's ViTModel has a class token and no layer scale, unlike this one: export to timm")

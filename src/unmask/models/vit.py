@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from unmask.layers import (
     Block,
+    Offsets,
+    RelativeBias,
     grid_of,
     initialise,
+    offset_index,
     patchify,
     resample_positions,
     sincos_positions,
@@ -47,7 +50,8 @@ class Features:
 class ViT(nn.Module):
     """Images (B, C, H, W) to one vector each, (B, D), or (B, 2 D) where pool is "class+mean".
 
-    positions: "learned" (ViT) or "sincos" (fixed, MAE). pool: "class" takes the class token, "mean" the mean of the
+    positions: "learned" (ViT), "sincos" (fixed, MAE), or "relative" (BEiT: none are added to the tokens; each head of each
+    block learns a bias for each offset between two patches). pool: "class" takes the class token, "mean" the mean of the
     patch tokens, both after the final norm, and "class+mean" one after the other. drop_path: rate of the last block,
     rising linearly from 0 at the first.
     """
@@ -61,7 +65,7 @@ class ViT(nn.Module):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
-        positions: Literal["learned", "sincos"] = "learned",
+        positions: Literal["learned", "sincos", "relative"] = "learned",
         class_token: bool = True,
         pool: Literal["class", "mean", "class+mean"] = "class",
         drop_path: float = 0.0,
@@ -69,6 +73,9 @@ class ViT(nn.Module):
         norm_eps: float = 1e-6,
     ):
         super().__init__()
+        self.positions: Tensor | None
+        self.class_position: Tensor | None
+        self.offset_index: Tensor
         if pool != "mean" and not class_token:
             raise ValueError(f"pool='{pool}' needs class_token=True")
         image_size = (image_size[0], image_size[1])  # JSON and YAML give lists
@@ -91,7 +98,11 @@ class ViT(nn.Module):
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
         self.patch_embedding = nn.Linear(patch_size * patch_size * channels, width)
         self.class_token = nn.Parameter(torch.zeros(width)) if class_token else None
-        if positions == "sincos":
+        if positions == "relative":
+            self.positions = self.class_position = None
+            everywhere = torch.arange(self.grid[0] * self.grid[1])[None]
+            self.register_buffer("offset_index", offset_index(everywhere, self.grid, class_token), persistent=False)
+        elif positions == "sincos":
             self.register_buffer("positions", sincos_positions(width, self.grid))
             class_position = torch.zeros(width) if class_token else None
             self.register_buffer("class_position", class_position)
@@ -99,7 +110,11 @@ class ViT(nn.Module):
             self.positions = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], width))
             self.class_position = nn.Parameter(torch.zeros(width)) if class_token else None
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, layer_scale, norm_eps) for rate in rates)
+        biases = [RelativeBias(heads, self.grid, class_token) if positions == "relative" else None for _ in rates]
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, rate, layer_scale, norm_eps, bias)
+            for rate, bias in zip(rates, biases, strict=True)
+        )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.apply(initialise)
         for learned in (self.class_token, self.positions, self.class_position):
@@ -112,26 +127,45 @@ class ViT(nn.Module):
         return 0 if self.class_token is None else 1
 
     def positions_for(self, image_size: tuple[int, int]) -> Tensor:
-        """Positions (N, D) of the patches of an image of this size, resampled if it is not the size trained on."""
+        """Positions (N, D) of the patches of an image of this size, resampled if it is not the size trained on. There are none
+        where positions are relative."""
+        assert self.positions is not None
         return resample_positions(self.positions, self.grid, grid_of(image_size, self.patch_size))
 
+    def offsets(self, image_size: tuple[int, int], keep: Tensor | None = None) -> Offsets | None:
+        """What `encode` must know of the tokens that `embed` made of images of this size, of patches at `keep` (B, K) if
+        given: None but where positions are relative."""
+        if self.config["positions"] != "relative":
+            return None
+        grid = grid_of(image_size, self.patch_size)
+        if keep is None and grid == self.grid:
+            return Offsets(grid, self.offset_index)
+        if keep is None:
+            keep = torch.arange(grid[0] * grid[1], device=self.offset_index.device)[None]
+        return Offsets(grid, offset_index(keep, grid, self.class_token is not None))
+
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) to tokens (B, prefix + K, D) with positions; only patches at `keep` (B, K) if given."""
+        """Images (B, C, H, W) to tokens (B, prefix + K, D), with positions unless they are relative; only patches at `keep`
+        (B, K) if given."""
         B, _, H, W = images.shape  # not len(images): that would fix the batch of an exported model
         patches = patchify(images, self.patch_size)  # (B, N, P*P*C)
-        positions = self.positions_for((H, W)).expand(B, -1, -1)  # (B, N, D)
         if keep is not None:
-            patches, positions = take(patches, keep), take(positions, keep)  # (B, K, ...)
-        tokens = self.patch_embedding(patches) + positions
-        if self.class_token is not None and self.class_position is not None:
-            first = (self.class_token + self.class_position).to(tokens.dtype).expand(B, 1, -1)
-            tokens = torch.cat([first, tokens], dim=1)
+            patches = take(patches, keep)  # (B, K, P*P*C)
+        tokens = self.patch_embedding(patches)
+        if self.positions is not None:
+            positions = self.positions_for((H, W)).expand(B, -1, -1)  # (B, N, D)
+            tokens = tokens + (positions if keep is None else take(positions, keep))
+        if self.class_token is not None:
+            first = self.class_token if self.class_position is None else self.class_token + self.class_position
+            tokens = torch.cat([first.to(tokens.dtype).expand(B, 1, -1), tokens], dim=1)
         return tokens
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, D) through the blocks and the final norm."""
+    def encode(self, tokens: Tensor, offsets: Offsets | None = None) -> Tensor:
+        """Tokens (B, T, D) through the blocks and the final norm. offsets: what `offsets` says of these very tokens."""
+        if offsets is None and self.config["positions"] == "relative":
+            raise ValueError("relative positions: say by offsets= which patches the tokens are of")
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, offsets=offsets)
         return self.norm(to_compute_dtype(tokens))
 
     def pooled(self, tokens: Tensor) -> Tensor:
@@ -142,14 +176,15 @@ class ViT(nn.Module):
         return mean if self.config["pool"] == "mean" else torch.cat([tokens[:, 0], mean], dim=1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        return self.pooled(self.encode(self.embed(images, keep)))
+        offsets = self.offsets((images.shape[2], images.shape[3]), keep)
+        return self.pooled(self.encode(self.embed(images, keep), offsets))
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, attention: bool = False) -> Features:
-        tokens = self.embed(images, keep)
+        tokens, offsets = self.embed(images, keep), self.offsets((images.shape[2], images.shape[3]), keep)
         blocks, maps = [], []
         for block in cast("Iterable[Block]", self.blocks):
             if attention:
-                maps.append(block.attention.maps(block.norm1(to_compute_dtype(tokens))))
-            tokens = block(tokens)
+                maps.append(block.attention.maps(block.norm1(to_compute_dtype(tokens)), offsets))
+            tokens = block(tokens, offsets=offsets)
             blocks.append(tokens)
         return Features(self.norm(to_compute_dtype(tokens)), tuple(blocks), tuple(maps))

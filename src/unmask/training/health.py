@@ -74,6 +74,18 @@ BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
+COLLAPSED_TARGETS = 0.2
+"""Deviation of what is to be predicted (a method's "target_std", from 0 to 1) below which it is nearly the same for all
+images. In tests/test_byol.py it is 0.8 where BYOL learns, and 0.1 and 0.02 without its predictor or stop-gradient."""
+TEACHER = ("teacher_entropy", "kl", "information", "uninformed")
+"""What is logged of a teacher's outputs: their entropy, the divergence of the student from them, and what they tell of
+which image is seen (mutual information), beside the largest entropy they could have; all in nats."""
+TOLD_APART = 0.02
+"""Information below which the teacher says the same of every image. In a good run of 100 steps on photographs it was never
+below 0.15, in runs without centring or without sharpening it went to 0.000 and 0.015."""
+FEW_TOKENS, SAYS_LITTLE = 2.0, 0.1
+"""Perplexity of a codebook's use, or nats by which a place's distribution over tokens differs from the prior, below which
+tokens say next to nothing."""
 STARVED, WAITING = 0.5, 0.2
 """Share of the time spent waiting for the loader: more waiting than training; worth a hint."""
 LARGE_STEP, SMALL_STEP = 3e-2, 2e-5
@@ -113,6 +125,13 @@ def judge(
         f"the loader kept the model waiting {waited:.0%} of the time: more --workers, smaller files, or a faster disk"
     )
 
+    teacher = {}
+    if "information" in history[-1]:
+        teacher = {name: mean([line[name] for line in history[-width:]]) for name in TEACHER}
+        seen = f"the student is {teacher['kl']:.2f} nats from what its teacher says of other crops of an image, where always "
+        seen += f"saying the average would be {teacher['information']:.2f}"
+        if teacher["information"] < TOLD_APART:
+            return one_answer(**teacher)
     if last > 1.1 and last > 1.2 * best:
         return Verdict("diverged", f"{seen}, and was {best:.0%} at its best", (slower, "clip the gradient: --clip 1"))
     if spread and (spread[-1]["feature_std"] < COLLAPSED_STD or spread[-1]["rank"] < COLLAPSED_RANK):
@@ -122,15 +141,32 @@ def judge(
         )
         advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
         return Verdict("collapsed", sentence, (advice,))
+    if (targets := history[-1].get("target_std", 1.0)) < COLLAPSED_TARGETS:
+        sentence = f"what is to be predicted is nearly the same for all images (deviation {targets:.1%}), so {seen}"
+        advice = f"raise --momentum, so that targets move slower, or change the learning rate ({rate}), both ways"
+        return Verdict("collapsed", sentence, (advice,))
+    # of a discrete VAE, whose tokens are what counts, and not its features
+    coded = [line for line in history[-width:] if "perplexity" in line]
+    used, said = (mean([line[name] for line in coded]) if coded else math.inf for name in ("perplexity", "token_kl"))
+    if used < FEW_TOKENS or said < SAYS_LITTLE:
+        sentence = (
+            f"the tokens say next to nothing of an image ({said:.2f} nats each, used as if there were {used:.1f} of them), "
+            f"and {seen}"
+        )
+        advice = slower if too_large else faster if too_small else f"change the learning rate ({rate}), both ways"
+        return Verdict("collapsed", sentence, ("a smaller --kl-weight, or more --epochs", advice))
     settled = history[len(history) // 10 :]
     stuck = sum(line["ratio"] > BETTER for line in settled) / len(settled)
-    spoilt = [f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(probe or {})]
-    if last > BETTER or stuck > 0.5 or spoilt:
+    judged = {} if coded or probe is None else probe
+    spoilt = [f"{name} {trained:.3f} against {untrained:.3f}" for name, trained, untrained in worse(judged)]
+    # the loss beside a teacher of one's own falls and rises with what that says: whether it is foretold counts
+    idle = teacher["kl"] > teacher["information"] if teacher else last > BETTER or stuck > 0.5
+    if idle or spoilt:
         if spoilt:
             seen += (
                 f", but its features tell classes apart worse than those of the untrained encoder ({', '.join(spoilt)})"
             )
-        elif last <= BETTER:
+        elif not teacher and last <= BETTER:
             seen += f", and for {stuck:.0%} of the run it was no better than that model's"
         advice = [slower] if too_large else [faster] if too_small else []
         if not advice:
@@ -153,6 +189,23 @@ def judge(
     if ratios[len(ratios) // 2] - last > 0.02:
         advice.append("the loss was still falling: more --epochs will give better features")
     return Verdict("learning", seen, tuple(advice))
+
+
+def one_answer(teacher_entropy: float, kl: float, information: float, uninformed: float) -> Verdict:
+    """The verdict on a teacher that says the same of every image: in which of the two ways (Caron et al. 2021, section 5.3,
+    figure 7). All in nats."""
+    found = f"its entropy is {teacher_entropy / uninformed:.0%} of the largest, it tells {information:.3f} nats of an image, "
+    found += f"and the student differs from it by {kl:.3f}"
+    if teacher_entropy < uninformed / 2:
+        sentence = f"one output dominates: the teacher gives it to every image ({found})"
+        advice = ("keep --centring, with a lower --centre-momentum", "raise --teacher-temperature a little")
+    else:
+        sentence = f"all outputs are alike: the teacher gives every image the same share of each ({found})"
+        advice = (
+            "sharpen: lower --teacher-temperature (0.04 is usual, 0.02 for images that resemble each other)",
+            "let crops share more of the image: --local-scale 0.2 0.6",
+        )
+    return Verdict("collapsed", sentence, advice)
 
 
 def worse(probe: dict[str, Any]) -> list[tuple[str, float, float]]:

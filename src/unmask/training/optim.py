@@ -98,6 +98,8 @@ def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     ]
     groups = [g for g in groups if g["params"]]
     if recipe.optimiser == "lars":
+        for group in groups:  # timm's Lars takes a decay of 0 for a wish to leave the size of steps alone
+            group["always_adapt"] = group["params"] is outer
         return [Lars(groups, lr=recipe.lr, momentum=recipe.momentum)]  # type: ignore[arg-type, list-item]
     if recipe.optimiser == "sgd":
         return [torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)]

@@ -12,6 +12,7 @@ from unmask.data.loader import KEPT
 from unmask.data.survey import Survey, channels_for
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
+from unmask.models import dvae
 from unmask.models.backbones import SMALL
 
 
@@ -54,9 +55,9 @@ def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Meth
 
     Raises BadInput for mixed channel counts and for images smaller than a patch.
     """
-    choices = Choices(asked)
-    size = choose_pixels(choices, survey)
-    patch = choose_encoder(choices, survey, size, next(iter(method.PAPERS)))
+    choices, kind = Choices(asked), next(iter(method.PAPERS))
+    size = choose_pixels(choices, survey, kind)
+    patch = choose_encoder(choices, survey, size, kind)
     paper = paper_for(method, choices["encoder"].value)
     choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
     choose_optimiser(choices, paper)
@@ -64,7 +65,7 @@ def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Meth
     return dict(choices)
 
 
-def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
+def choose_pixels(choices: Choices, survey: Survey, kind: str) -> tuple[int, int]:
     """Channels, crop to content, padding and size."""
     if choices.asked.get("channels") is not None:
         choices.settle("channels", None, "")
@@ -90,7 +91,10 @@ def choose_pixels(choices: Choices, survey: Survey) -> tuple[int, int]:
     steps = ((180, 224), (112, 128), (80, 96), (56, 64))
     side = next((size for least, size in steps if short >= least), max(8, round(short / 4) * 4))
     what = f"the content is about {short:.0f} pixels wide" if trim else f"the pictures are {height} x {width} pixels"
-    return parse_size(str(choices.settle("image_size", str(side), f"{what} (median)")))
+    what += " (median)"
+    if kind == "dvae" and side > SMALL:
+        side, what = side // 2, f"{what}; a tokenizer sees half of {side}, as BEiT's sees 112 pixels of 224"
+    return parse_size(str(choices.settle("image_size", str(side), what)))
 
 
 def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind: str) -> int:
@@ -101,14 +105,20 @@ def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind
     86 MB an image of 224 pixels (vit-small/16 70 MB, vit-base/16 140 MB) and 102 MB one of 64 (vit-small/4 95 MB).
     """
     side, n = min(size), survey.count
-    wanted = 16 if side >= 112 else 8 if side >= 56 else 4 if side >= 24 else 2
-    patch = next(p for p in range(wanted, 0, -1) if size[0] % p == 0 and size[1] % p == 0)
+    wanted = 16 if side >= 112 and kind != "dvae" else 8 if side >= 56 else 4 if side >= 24 else 2
+    sides = (8, 4, 2, 1) if kind == "dvae" else range(wanted, 0, -1)
+    patch = next(p for p in sides if p <= wanted and size[0] % p == 0 and size[1] % p == 0)
     name = "tiny" if n < 20_000 else "small" if n < 200_000 else "base"
     cut = f"patches of {patch} cut {size[0]} x {size[1]} pixels into {size[0] // patch} x {size[1] // patch}"
-    if kind == "vit":
-        encoder = choices.settle("encoder", f"vit-{name}/{patch}", f"{n:,} images; {cut}")
+    if kind in ("vit", "dvae"):
+        cut = cut.replace("patches", "tokens for patches") if kind == "dvae" else cut
+        encoder = choices.settle("encoder", f"{kind}-{name}/{patch}", f"{n:,} images; {cut}")
     else:
         encoder = choices.settle("encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images")
+    if kind == "dvae" and encoder.split("/")[0] not in dvae.SIZES:
+        raise BadInput(
+            f"--encoder {encoder}: a tokenizer is one of {', '.join(dvae.SIZES)}, then /8, or another power of 2"
+        )
     if "/" not in encoder:
         return 16 if side > SMALL else 4
     if (after := encoder.rpartition("/")[2]).isdigit() and int(after):
@@ -137,6 +147,14 @@ def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device
     batch = choices.settle("batch_size", min(most, by_memory, by_count, n), reason)
     if batch > n:
         raise BadInput(f"--batch-size {batch} is more than the {n} images there are: use at most {n}")
+    per_epoch = n // batch
+    if (steps := choices.asked.get("steps")) is not None:
+        choices["steps"] = Choice(steps, f"as asked: {steps / per_epoch:.1f} epochs")
+    else:
+        epochs = choices.settle("epochs", paper.epochs, "the paper's")
+        steps = max(1, round(epochs * per_epoch))
+        choices["steps"] = Choice(steps, f"{epochs:g} epochs x {per_epoch:,} batches of {batch}")
+
     # Adam's steps are of unit size whatever the batch, and their noise falls with its root: Malladi et al. 2022, "On the
     # SDEs and Scaling Rules for Adaptive Gradient Algorithms"
     if paper.scaling == "root":
@@ -145,17 +163,14 @@ def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device
         rule += ": the rate goes with the root of the batch"
     else:
         usual, rule = paper.base_lr, "the paper's: the rate goes with the batch"
+    if paper.updates is not None and steps < paper.updates:
+        faster = min(50.0, math.sqrt(paper.updates / steps))
+        usual = float(f"{usual * faster:.3g}")
+        rule += f"; x {faster:.3g}, as {steps:,} steps are to lead as far as the paper's {paper.updates:,} (root, at most 50)"
     base = choices.settle("base_lr", usual, rule)
     choices["lr"] = Choice(base * batch / 256, f"base_lr x batch / 256 = {base:g} x {batch} / 256 (linear scaling)")
     choices["usual_lr"] = Choice(usual * batch / 256, "")
 
-    per_epoch = n // batch
-    if (steps := choices.asked.get("steps")) is not None:
-        choices["steps"] = Choice(steps, f"as asked: {steps / per_epoch:.1f} epochs")
-    else:
-        epochs = choices.settle("epochs", paper.epochs, "the paper's")
-        steps = max(1, round(epochs * per_epoch))
-        choices["steps"] = Choice(steps, f"{epochs:g} epochs x {per_epoch:,} batches of {batch}")
     usual = paper.warmup / paper.epochs
     warmup = choices.settle(
         "warmup", usual, f"share of all steps; the paper's {paper.warmup:g} epochs of {paper.epochs:g}"

@@ -8,6 +8,7 @@ from unmask.errors import BadInput
 from unmask.methods import METHODS
 from unmask.methods.mae import MAE, Settings
 from unmask.models import Encoder, interop, rebuild
+from unmask.models.dvae import TokenEncoder, Tokenizer
 from unmask.models.vit import ViT
 from unmask.training.run import Run, revive
 
@@ -46,16 +47,35 @@ def load_run(folder: str | Path) -> tuple[Any, Preprocess]:
     return method.eval(), Preprocess.from_dict(stored["preprocess"])
 
 
+def load_tokenizer(path: str | Path, preprocess: Preprocess) -> Tokenizer:
+    """A frozen tokenizer, for images that `preprocess` has normalised.
+
+    path: a run of the discrete VAE, its encoder/ folder, or a state dict of DALL-E's encoder. Raises BadInput for anything
+    else, and for one that sees other channels.
+    """
+    encoder, theirs = load(path)
+    if not isinstance(encoder, TokenEncoder):
+        raise BadInput(f"--tokens {path} is an encoder that knows no tokens: name a run of `unmask pretrain dvae`")
+    if encoder.channels != preprocess.channels:
+        raise BadInput(
+            f"--tokens {path} sees images of {encoder.channels} channels, and these have {preprocess.channels}: "
+            f"use --channels {encoder.channels}, or train another tokenizer"
+        )
+    return Tokenizer(encoder, preprocess.mean, preprocess.std, theirs.mean, theirs.std)
+
+
 def load_mae(path: str | Path, norm_pix: bool | None = None) -> tuple[MAE, Preprocess]:
     """A whole masked autoencoder: a run, a full checkpoint of facebookresearch/mae, or a Hugging Face ViTMAE folder.
 
     norm_pix: whether its targets were normalised, for checkpoints that do not say; raw pixels if it is not given.
     """
     if (Path(path) / "settings.yaml").is_file():
-        method, preprocess = load_run(path)
-        if not isinstance(method, MAE):
+        stored = Run(path).settings
+        if METHODS[stored["method"]] is not MAE:
             raise BadInput(f"{path} was trained by another method: only masked autoencoders reconstruct")
-        return method, preprocess
+        if stored["method_settings"].get("target") == "tokens":
+            raise BadInput(f"{path} predicts visual tokens: only masked autoencoders of pixels reconstruct")
+        return load_run(path)
     state, facts = interop.load_mae(path)
     told = facts["norm_pix"] if facts["norm_pix"] is not None else bool(norm_pix)
     settings = Settings(norm_pix=told, decoder_width=facts["decoder_width"], decoder_depth=facts["decoder_depth"])

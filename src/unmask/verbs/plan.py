@@ -26,7 +26,9 @@ from unmask import models
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.methods import METHODS
+from unmask.methods.beit import BEiT
 from unmask.methods.method import Method
+from unmask.models.dvae import MEAN, STD, TokenEncoder, Tokenizer
 from unmask.training import engine
 from unmask.training.engine import Clock, autocast, console
 from unmask.training.optim import Optimiser, Recipe, optimisers_for
@@ -116,8 +118,10 @@ def plan(settings: Plan) -> dict[str, Any]:
         precision, why = "bf16", "what GPUs are fast at"
 
     def build() -> Method:
-        encoder = models.build(str(settings.encoder), image_size=size, channels=settings.channels, **kind.ENCODER)
-        return kind(encoder, kind.suit(kind.Settings(), settings.images or IMAGENET, settings.batch_size, size)[0])
+        own = kind.suit(kind.Settings(), settings.images or IMAGENET, settings.batch_size, size)[0]
+        options = {"channels": settings.channels, **kind.built_with(own)}
+        encoder = models.build(str(settings.encoder), image_size=size, **options)
+        return kind(encoder, own, **({"tokenizer": tokenizer(settings)} if kind is BEiT else {}))
 
     @functools.cache
     def play(batch_size: int) -> Needs:
@@ -160,6 +164,16 @@ def plan(settings: Plan) -> dict[str, Any]:
         except OSError as error:
             raise BadInput(f"{settings.out} cannot be written ({error.strerror}): choose another --out") from None
     return result
+
+
+def tokenizer(settings: Plan) -> Tokenizer:
+    """One as large as DALL-E's, with which BEiT was published."""
+    encoder, channels = (
+        models.build("dvae-base/8", image_size=(112, 112), channels=settings.channels),
+        settings.channels,
+    )
+    assert isinstance(encoder, TokenEncoder)
+    return Tokenizer(encoder, (0.5,) * channels, (0.5,) * channels, (MEAN,) * channels, (STD,) * channels)
 
 
 def check(settings: Plan) -> None:

@@ -23,6 +23,7 @@ from unmask.data.sources import Source, open_source
 from unmask.data.survey import survey
 from unmask.errors import BadInput
 from unmask.methods import METHODS
+from unmask.methods.dino import DINO
 from unmask.methods.mae import MAE
 from unmask.methods.method import Method
 from unmask.models import interop
@@ -31,7 +32,9 @@ from unmask.training import distributed, engine, health
 from unmask.training.engine import console
 from unmask.training.optim import Optimiser, Recipe
 from unmask.training.run import Run, plain, revive
+from unmask.verbs.attend import attention_picture
 from unmask.verbs.choices import Choice, choose, paper_for, parse_size
+from unmask.verbs.load import load_tokenizer
 from unmask.verbs.probe import few, judge, watch_probe
 from unmask.verbs.reconstruct import picture
 from unmask.verbs.report import write_report
@@ -156,17 +159,21 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         )
     own, reasons = kind.suit(own, len(source), batch_size, size)
     choices |= {name: Choice(getattr(own, name), reason) for name, reason in reasons.items()}
-    preprocess = Preprocess.from_dict(stored["preprocess"]) if stored else measured(source, settings, value, size)
+    if stored:
+        preprocess = Preprocess.from_dict(stored["preprocess"])
+    else:
+        preprocess = measured(source, settings, value, size, kind.NORMALISED)
     probing = {"device": device, "precision": precision, "workers": value["workers"]}
     probe = watch_probe(source, test, preprocess, size, **probing) if test is not None else None
 
     # The model, the data, the run
     def build() -> Any:
         torch.manual_seed(settings.seed)
-        options = {"channels": value["channels"], "drop_path": value["drop_path"], **kind.ENCODER}
+        options = {"channels": value["channels"], "drop_path": value["drop_path"], **kind.built_with(own)}
         return models.build(value["encoder"], image_size=size, **options)
 
-    trained = kind(build(), own)
+    tokens = getattr(own, "tokens", None)
+    trained = kind(build(), own, **({"tokenizer": load_tokenizer(tokens, preprocess)} if tokens else {}))
     unreadable = Unreadable(surveyed.unreadable, settings.strict)
     loader = Loader(
         source,
@@ -237,7 +244,17 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         draw(run, trained, watch, preprocess)
         shown = source if test is not None else few(source, 5000, seed=settings.seed)  # five folds of more take longer
         with distributed.apart():
-            judged = judge(trained.encoder, build(), shown, test, preprocess, size, seed=settings.seed, **probing)
+            judged = judge(
+                trained.encoder,
+                build(),
+                shown,
+                test,
+                preprocess,
+                size,
+                seed=settings.seed,
+                projection=getattr(trained, "projection", None),
+                **probing,
+            )
         run.write("probe.json", judged)
     verdict = health.judge(history, value["lr"], value["usual_lr"], failure, judged)
     result = {
@@ -379,8 +396,14 @@ def resumed(stored: dict[str, Any], method: str, given: Pretrain, own: Any) -> t
     return dataclasses.replace(settings, **free), theirs
 
 
-def measured(source: Source, settings: Pretrain, value: dict[str, Any], size: tuple[int, int]) -> Preprocess:
-    """Mean and deviation of each channel: as given, or measured from a sample of the images."""
+def measured(
+    source: Source,
+    settings: Pretrain,
+    value: dict[str, Any],
+    size: tuple[int, int],
+    fixed: tuple[float, float] | None,
+) -> Preprocess:
+    """Mean and deviation of each channel: as given, as the method has them fixed, or measured from a sample of the images."""
     preprocess = measure(
         source,
         channels=value["channels"],
@@ -395,6 +418,13 @@ def measured(source: Source, settings: Pretrain, value: dict[str, Any], size: tu
             raise BadInput(f"--{name} has {len(given)} numbers for images of {value['channels']} channels")
         if given is not None:
             preprocess = dataclasses.replace(preprocess, **{name: tuple(given)})
+    if fixed is not None:
+        if settings.mean is not None or settings.std is not None:
+            raise BadInput("--mean and --std: this method sees black and white as 0.1 and 0.9, leave them out")
+        low, high = preprocess.low or (0.0,) * value["channels"], preprocess.high or (1.0,) * value["channels"]
+        mean = tuple(a + (b - a) * fixed[0] for a, b in zip(low, high, strict=True))
+        std = tuple((b - a) * fixed[1] for a, b in zip(low, high, strict=True))
+        preprocess = dataclasses.replace(preprocess, mean=mean, std=std)
     return preprocess
 
 
@@ -419,13 +449,16 @@ def draw(run: Run, trained: Any, watch: torch.Tensor, preprocess: Preprocess) ->
     encoder = trained.encoder.float().cpu()
     (run.folder / "figures").mkdir(exist_ok=True)
     pictures = {}
-    if isinstance(trained, MAE):
+    if isinstance(trained, MAE) and trained.token_target is None:
         pictures["reconstruction"] = picture(trained.cpu(), watch[:8].cpu(), preprocess)
     if isinstance(encoder, ViT):
-        positions = torch.nn.functional.normalize(encoder.positions.detach(), dim=1)
-        pictures["positions"] = figures.positions(positions @ positions.T, encoder.grid)
+        if encoder.positions is not None:
+            positions = torch.nn.functional.normalize(encoder.positions.detach(), dim=1)
+            pictures["positions"] = figures.positions(positions @ positions.T, encoder.grid)
         kernels = encoder.patch_embedding.weight.detach()
         pictures["filters"] = figures.filters(kernels, encoder.patch_size, encoder.channels)
+        if isinstance(trained, DINO):
+            pictures["attention"] = attention_picture(encoder.eval(), watch[:6].cpu(), preprocess)
     elif (kernels := encoder.filters) is not None:
         as_patches = kernels.permute(0, 2, 3, 1).flatten(1)  # (D, k*k*C)
         pictures["filters"] = figures.filters(as_patches, kernels.shape[2], encoder.channels)

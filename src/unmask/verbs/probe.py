@@ -25,7 +25,12 @@ from unmask.training.run import write
 from unmask.verbs.load import load
 from unmask.verbs.report import write_report
 
-NAMES = {"trained": "trained encoder", "untrained": "same encoder, untrained", "raw_pixels": "raw pixels"}
+NAMES = {
+    "trained": "trained encoder",
+    "projection": "behind its projection head",
+    "untrained": "same encoder, untrained",
+    "raw_pixels": "raw pixels",
+}
 TESTS = {"knn": "k-NN", "linear": "linear", "logistic": "logistic regression"}
 
 
@@ -104,8 +109,10 @@ def judge(
     precision: str,
     workers: int,
     title: str | None = "probing",
+    projection: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """What probe.json says of an encoder: every test, beside the same encoder untrained, raw pixels and the majority.
+    """What probe.json says of an encoder: every test, beside the same encoder untrained, raw pixels and the majority; and,
+    where there is a `projection` head that was trained on it and thrown away, beside what that makes of its vectors.
 
     With a test source it is judged there. Without one, five folds of `train` are each predicted from the other four: by
     group where there are groups, and beside it by image, to show what a split that ignores groups would have claimed.
@@ -129,6 +136,9 @@ def judge(
         vectors[name], read = zip(
             *(extract(module, source, preprocess, size, **extractor) for source in sources), strict=True
         )
+    if projection is not None:
+        whole = nn.Sequential(encoder, projection)
+        vectors["projection"] = [extract(whole, source, preprocess, size, **extractor)[0] for source in sources]
     vectors["raw_pixels"] = [pixels(source, preprocess, size, **options)[0] for source in sources]
     sources = [source.subset(index.numpy()) for source, index in zip(sources, read, strict=True)]
     targets = [source.targets() for source in sources]
@@ -288,10 +298,13 @@ def show(result: dict[str, Any]) -> None:
     for scores, title in ((result, result["protocol"]), (result.get("by_image"), "by image (groups on both sides)")):
         if not scores or "knn" not in scores:
             continue
-        table = Table("", *NAMES.values(), title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        kinds = [kind for kind in NAMES if kind in scores["knn"]]
+        table = Table(
+            "", *(NAMES[kind] for kind in kinds), title=title, title_justify="left", box=None, padding=(0, 2, 0, 0)
+        )
         for test, name in TESTS.items():
             if test in scores:
-                cells = [scores[test][kind] for kind in NAMES]
+                cells = [scores[test][kind] for kind in kinds]
                 table.add_row(
                     name,
                     *(

@@ -52,17 +52,7 @@ def reconstruct(settings: Reconstruct) -> Path:
         method.settings = dataclasses.replace(method.settings, mask_ratio=settings.mask_ratio)
     if settings.out.suffix.lower() != ".png":
         raise BadInput(f"--out {settings.out}: pictures are written as .png")
-    size = method.encoder.image_size
-    view = View(size, crop_scale=None, flip=0.0)
-    seeds, rendered = torch.zeros(1, dtype=torch.int64), []
-    for name, image in read(settings.images):
-        try:
-            image = preprocess.prepare(image, size[1] / size[0])
-        except UnreadableImage as error:
-            raise BadInput(f"{name}: {error}") from None
-        box = view.draw(seeds, torch.tensor([image.shape[1]]), torch.tensor([image.shape[2]]))
-        rendered.append(preprocess.normalise(view.render(image, box[0])))
-    batch = torch.stack(rendered)
+    batch = rendered(settings.images, preprocess, method.encoder.image_size)
     keep = None
     if settings.keep is not None:
         N = method.encoder.grid[0] * method.encoder.grid[1]
@@ -77,6 +67,21 @@ def reconstruct(settings: Reconstruct) -> Path:
     hidden = 1 - (len(settings.keep) / N if settings.keep else 1 - method.settings.mask_ratio)  # type: ignore[possibly-undefined]
     console.print(f"{len(batch)} images with {hidden:.0%} of their patches hidden, painted into {settings.out}")
     return settings.out
+
+
+def rendered(names: Sequence[str], preprocess: Preprocess, size: tuple[int, int]) -> Tensor:
+    """The images called so, (B, C, *size), normalised: of each the largest centred box. BadInput for one that cannot be
+    read."""
+    view = View(size, crop_scale=None, flip=0.0)
+    seeds, images = torch.zeros(1, dtype=torch.int64), []
+    for name, image in read(names):
+        try:
+            image = preprocess.prepare(image, size[1] / size[0])
+        except UnreadableImage as error:
+            raise BadInput(f"{name}: {error}") from None
+        box = view.draw(seeds, torch.tensor([image.shape[1]]), torch.tensor([image.shape[2]]))
+        images.append(preprocess.normalise(view.render(image, box[0])))
+    return torch.stack(images)
 
 
 def read(names: Sequence[str]) -> list[tuple[str, Tensor]]:
