@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from unmask.data.augment import MASK_STREAM, View, uniform
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
-from unmask.methods.method import Method, Paper, follow, momentum_copy
+from unmask.methods.method import Method, Paper, follow, length_of, momentum_copy
 from unmask.methods.moco_v3 import MoCoV3, blur_sigma, check, jittered
 from unmask.training import distributed
 from unmask.training.engine import Clock
@@ -119,7 +119,7 @@ class MomentumContrast(Method):
         distributed.replace_batch_norms(encoder, partial(GhostBatchNorm, least=self.ghost_batch_size))
         self.shuffles = any(isinstance(module, GhostBatchNorm) for module in encoder.modules())
         self.encoder = encoder
-        width = encoder.width
+        width = length_of(encoder)
         hidden = [nn.Linear(width, width), nn.ReLU()] if s.mlp else []
         self.head = nn.Sequential(*hidden, nn.Linear(width, s.dim))
         self.key_encoder, self.key_head = momentum_copy(self.encoder), momentum_copy(self.head)

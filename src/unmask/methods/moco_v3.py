@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from unmask.data.augment import View
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
-from unmask.methods.method import Method, Paper, follow, momentum_copy
+from unmask.methods.method import Method, Paper, follow, length_of, momentum_copy
 from unmask.models.vit import ViT
 from unmask.training import distributed
 from unmask.training.engine import Clock
@@ -84,8 +84,9 @@ class MoCoV3(Method):
             encoder.patch_embedding.requires_grad_(not s.freeze_patches)
 
         # Section 3: every layer of both heads has a batch norm; the reference leaves out that behind a ResNet's predictor
-        hidden = s.hidden_width or hidden_width(encoder.width)
-        self.projector = mlp([encoder.width, *[hidden] * (2 if vit else 1), s.dim])
+        width = length_of(encoder)
+        hidden = s.hidden_width or hidden_width(width)
+        self.projector = mlp([width, *[hidden] * (2 if vit else 1), s.dim])
         self.predictor = mlp([s.dim, hidden, s.dim], last_norm=vit)
         self.key_encoder, self.key_projector = momentum_copy(self.encoder), momentum_copy(self.projector)
 
