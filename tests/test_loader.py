@@ -1,6 +1,8 @@
 """Draws, views and batches."""
 
 import io
+import multiprocessing
+import os
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from PIL import Image
 
 from unmask.data.augment import View, sample_seeds, uniform
 from unmask.data.decode import Preprocess
-from unmask.data.loader import Loader
+from unmask.data.loader import Loader, _begin_worker
 from unmask.data.sources import Source, open_source
 from unmask.errors import BadInput
 
@@ -207,3 +209,12 @@ def test_several_parts_make_the_batch(table):
         batch, halves = next(whole), [next(part) for part in parts]
         assert torch.equal(batch.views[0], torch.cat([half.views[0] for half in halves]))
         assert torch.equal(batch.seed, torch.cat([half.seed for half in halves]))
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers are not forked here")
+def test_a_worker_ends_where_its_parent_is_gone_before_it_began():
+    for parent, code in ((os.getpid(), 0), (os.getpid() + 1, 1)):
+        worker = multiprocessing.Process(target=_begin_worker, args=(parent, 0))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == code
