@@ -17,7 +17,7 @@ from pathlib import Path
 
 from unmask.verbs.plan import Plan, plan
 
-ROWS = (("vit-tiny/16", 64), ("vit-small/16", 32), ("vit-base/16", 16), ("vit-base/16", 32), ("vit-large/16", 8))
+ROWS = (("vit-tiny/16", 64), ("vit-small/16", 32), ("vit-base/16", 16))
 SMALLEST = ("vit-tiny/32", 1)
 
 CHILD = """
