@@ -155,9 +155,8 @@ class Attention(nn.Module):
             D = x.shape[-1]
             q = self.split(F.linear(x[:, -queries:], self.qkv.weight[:D], self.qkv.bias[:D]))
             k, v = map(self.split, F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=-1))
-        bias = (
-            None if self.bias is None else self.bias(offsets)[:, :, -q.shape[2] :].to(q.dtype)
-        )  # (1 or B, heads, Q, N)
+        # (1 or B, heads, Q, N)
+        bias = None if self.bias is None else self.bias(offsets)[:, :, -q.shape[2] :].to(q.dtype)
         # the CPU's flash kernel is slow backwards
         plain = x.device.type == "cpu"
         out = self.weights(q, k, bias) @ v if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -7,6 +7,7 @@ nor the batch, nor the number of processes changes a crop or a mask.
 import math
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -275,6 +276,17 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> None:
         for r in range(1, radius + 1):
             both = padded.narrow(axis, radius - r, size), padded.narrow(axis, radius + r, size)
             x.addcmul_(torch.add(*both, out=pair), weights[r])
+
+
+def jittered(strengths: tuple[float, float, float, float], strength: float, probability: float = 0.8) -> dict[str, Any]:
+    """The jitter of a View, all of its strengths times `strength`."""
+    return {"jitter": tuple(strength * each for each in strengths) if strength else None, "jitter_p": probability}
+
+
+def blur_sigma(size: tuple[int, int]) -> tuple[float, float]:
+    """Smallest and largest deviation of the blur: of images smaller than 224 pixels, which the papers' 0.1 to 2 pixels are
+    meant for, in proportion."""
+    return 0.1, max(0.1, 2.0 * min(1.0, min(size) / 224))
 
 
 def resampling(start: Tensor, length: Tensor, before: int, after: int) -> Tensor:

@@ -22,16 +22,16 @@ ImageNet gets the outputs, the momentum and the rate that are printed with their
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.data.augment import View
+from unmask.data.augment import View, blur_sigma, jittered
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
-from unmask.methods.method import Method, Paper, follow, momentum_copy
+from unmask.methods.method import Method, Paper, follow, length_of, momentum_copy
 from unmask.models import Encoder
 from unmask.models.vit import ViT
 from unmask.training import distributed
@@ -147,9 +147,8 @@ class DINO(Method):
         vit = isinstance(encoder, ViT)
         size = encoder.image_size
         small = local_size(size, encoder.patch_size if vit else 1, s.local_size)
-        colours: dict[str, Any] = {"flip": s.flip, "grey": 0.2, "jitter_p": 0.8}
-        colours["jitter"] = tuple(s.jitter * strength for strength in (0.4, 0.4, 0.2, 0.1)) if s.jitter else None
-        colours["blur_sigma"] = (0.1, max(0.1, 2.0 * min(1.0, min(size) / 224)))
+        colours = jittered((0.4, 0.4, 0.2, 0.1), s.jitter)
+        colours |= {"flip": s.flip, "grey": 0.2, "blur_sigma": blur_sigma(size)}
         large = {"crop_scale": s.global_scale or ((0.4, 1.0) if vit else (0.14, 1.0)), **colours}
         local = {"crop_scale": s.local_scale or ((0.05, 0.4) if vit else (0.05, 0.14)), **colours}
         self.views = (
@@ -268,17 +267,13 @@ def local_size(size: tuple[int, int], patch: int, shorter: int | None) -> tuple[
     return height, width
 
 
-@torch.no_grad()
 def length(encoder: Encoder, size: tuple[int, int]) -> int:
     """Of the encoder's vectors, from an image of this size. BadInput where it cannot take one."""
-    training = encoder.training
     try:
-        return encoder.eval()(torch.zeros(1, encoder.channels, *size)).shape[1]
+        return length_of(encoder, size)
     except (RuntimeError, AssertionError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"the encoder cannot take small crops of {size[0]}x{size[1]} pixels ({why}): use --local-crops 0, or a ViT such "
             "as vit-tiny/8"
         ) from None
-    finally:
-        encoder.train(training)

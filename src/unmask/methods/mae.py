@@ -193,10 +193,9 @@ class MAE(Method):
         "Reconstruction target"), with the reference's unbiased variance and 1e-6."""
         if not self.settings.norm_pix:
             return patches
-        shrink = (patches.shape[-1] - 1) / patches.shape[
-            -1
-        ]  # layer norm divides by N where the reference does by N - 1
-        return F.layer_norm(patches, patches.shape[-1:], eps=1e-6 * shrink) * shrink**0.5
+        values = patches.shape[-1]
+        shrink = (values - 1) / values  # layer norm divides by N where the reference does by N - 1
+        return F.layer_norm(patches, (values,), eps=1e-6 * shrink) * shrink**0.5
 
     def loss(self, images: Tensor, keep: Tensor, masked: Tensor) -> dict[str, Tensor]:
         """Mean squared error for images (B, C, H, W), visible patches `keep` (B, K) and hidden ones `masked` (B, M); or the

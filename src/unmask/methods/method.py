@@ -95,12 +95,13 @@ class Method(nn.Module, ABC):
 
 
 @torch.no_grad()
-def length_of(encoder: Any) -> int:
-    """How long the vectors of an encoder are, found out on a blank image."""
+def length_of(encoder: Any, size: tuple[int, int] | None = None) -> int:
+    """How long the vectors of an encoder are, found out on a blank image, of this size or its own."""
     training, weight = encoder.training, next(encoder.parameters())
-    vectors = encoder.eval()(weight.new_zeros(1, encoder.channels, *encoder.image_size))
-    encoder.train(training)
-    return vectors.shape[1]
+    try:
+        return encoder.eval()(weight.new_zeros(1, encoder.channels, *(size or encoder.image_size))).shape[1]
+    finally:
+        encoder.train(training)
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:

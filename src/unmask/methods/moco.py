@@ -33,11 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.data.augment import MASK_STREAM, View, uniform
+from unmask.data.augment import MASK_STREAM, View, blur_sigma, jittered, uniform
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper, follow, length_of, momentum_copy
-from unmask.methods.moco_v3 import MoCoV3, blur_sigma, check, jittered
+from unmask.methods.moco_v3 import MoCoV3, check
 from unmask.training import distributed
 from unmask.training.engine import Clock
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.data.augment import View
+from unmask.data.augment import View, blur_sigma, jittered
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper, follow, length_of, momentum_copy
@@ -141,17 +141,6 @@ def mlp(widths: list[int], last_norm: bool = True) -> nn.Sequential:
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
     layers[-2:] = [nn.BatchNorm1d(widths[-1], affine=False)] * last_norm
     return nn.Sequential(*layers)
-
-
-def jittered(strengths: tuple[float, float, float, float], strength: float, probability: float = 0.8) -> dict[str, Any]:
-    """A view's jitter, all of its strengths times `strength`."""
-    return {"jitter": tuple(strength * each for each in strengths) if strength else None, "jitter_p": probability}
-
-
-def blur_sigma(size: tuple[int, int]) -> tuple[float, float]:
-    """Smallest and largest deviation of the blur: of images smaller than 224 pixels, which the papers' 0.1 to 2 pixels are
-    meant for, in proportion."""
-    return 0.1, max(0.1, 2.0 * min(1.0, min(size) / 224))
 
 
 def check(temperature: float, momentum: float, **counts: int | None) -> None:

@@ -57,7 +57,7 @@ def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Meth
     """
     choices, kind = Choices(asked), next(iter(method.PAPERS))
     size = choose_pixels(choices, survey, kind)
-    patch = choose_encoder(choices, survey, size, kind)
+    patch = choose_encoder(choices, survey, size, kind, method.PAPERS[kind].encoder)
     paper = paper_for(method, choices["encoder"].value)
     choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
     choose_optimiser(choices, paper)
@@ -97,7 +97,7 @@ def choose_pixels(choices: Choices, survey: Survey, kind: str) -> tuple[int, int
     return parse_size(str(choices.settle("image_size", str(side), what)))
 
 
-def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind: str) -> int:
+def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind: str, theirs: str) -> int:
     """The encoder, by the number of images and their size; returns its patch size in pixels.
 
     A model of timm counts like a ViT with patches of 16 pixels, or of 4 on images of at most
@@ -112,9 +112,11 @@ def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind
     cut = f"patches of {patch} cut {size[0]} x {size[1]} pixels into {size[0] // patch} x {size[1] // patch}"
     if kind in ("vit", "dvae"):
         cut = cut.replace("patches", "tokens for patches") if kind == "dvae" else cut
-        encoder = choices.settle("encoder", f"{kind}-{name}/{patch}", f"{n:,} images; {cut}")
+        encoder = choices.settle("encoder", f"{kind}-{name}/{patch}", f"{n:,} images; the paper: {theirs}; {cut}")
     else:
-        encoder = choices.settle("encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images")
+        encoder = choices.settle(
+            "encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images; the paper: {theirs}"
+        )
     if kind == "dvae" and encoder.split("/")[0] not in dvae.SIZES:
         raise BadInput(
             f"--encoder {encoder}: a tokenizer is one of {', '.join(dvae.SIZES)}, then /8, or another power of 2"

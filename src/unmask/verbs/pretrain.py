@@ -172,8 +172,11 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         options = {"channels": value["channels"], "drop_path": value["drop_path"], **kind.built_with(own)}
         return models.build(value["encoder"], image_size=size, **options)
 
-    tokens = getattr(own, "tokens", None)
-    trained = kind(build(), own, **({"tokenizer": load_tokenizer(tokens, preprocess)} if tokens else {}))
+    def make() -> Method:
+        tokens = getattr(own, "tokens", None)
+        return kind(build(), own, **({"tokenizer": load_tokenizer(tokens, preprocess)} if tokens else {}))
+
+    trained = make()
     unreadable = Unreadable(surveyed.unreadable, settings.strict)
     loader = Loader(
         source,
@@ -229,7 +232,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     # What came out
     seconds, judged = time.perf_counter() - began, None
     if settings.shard and distributed.world() > 1 and (weights := distributed.whole_weights(trained)):
-        trained = kind(build(), own)
+        trained = make()
         trained.load_state_dict(weights)
     if distributed.rank() > 0:
         return {"verdict": "diverged" if failure else "left to rank 0"}
