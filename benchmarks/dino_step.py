@@ -41,7 +41,7 @@ from unmask.verbs.load import IMAGENET
 class Ours:
     def __init__(self, folder: Path, settings: argparse.Namespace, out_dim: int | None):
         source = open_source(str(folder))
-        own, _ = DINO.suit(Settings(out_dim=out_dim), len(source), settings.batch_size, (224, 224))
+        own, _ = DINO.suit(Settings(out_dim=out_dim), len(source), settings.batch_size, (224, 224), 1)
         self.dino = DINO(models.build(settings.encoder, drop_path=0.1, **DINO.ENCODER), own).train()
         preprocess = Preprocess(3, IMAGENET.mean, IMAGENET.std)
         views = self.dino.views

@@ -61,14 +61,15 @@ class Bytes(Dataset):
 
 
 class Lightly(nn.Module):
-    def __init__(self):
+    def __init__(self, patch: int = 4):
         super().__init__()
-        vit = VisionTransformer(img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=0)
+        self.patch = patch
+        vit = VisionTransformer(img_size=32, patch_size=patch, embed_dim=192, depth=12, num_heads=3, num_classes=0)
         self.backbone = MaskedVisionTransformerTIMM(vit=vit)
         self.length = self.backbone.sequence_length
         self.decoder = MAEDecoderTIMM(
-            num_patches=64,
-            patch_size=4,
+            num_patches=(32 // patch) ** 2,
+            patch_size=patch,
             embed_dim=192,
             decoder_embed_dim=128,
             decoder_depth=2,
@@ -82,7 +83,7 @@ class Lightly(nn.Module):
         tokens = utils.repeat_token(self.decoder.mask_token, (B, self.length))
         tokens = utils.set_at_index(tokens, keep, encoded.type_as(tokens))
         predicted = self.decoder.predict(utils.get_at_index(self.decoder.decode(tokens), masked))
-        target = utils.get_at_index(utils.patchify(images, 4), masked - 1)
+        target = utils.get_at_index(utils.patchify(images, self.patch), masked - 1)
         return nn.functional.mse_loss(predicted, utils.normalize_mean_var(target, dim=-1))
 
 

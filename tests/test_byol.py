@@ -123,10 +123,11 @@ def test_the_target_follows_with_a_momentum_that_rises_to_1_along_a_cosine():
 
 
 def test_the_momentum_goes_by_the_length_of_the_run():
-    byol = BYOL(vit())
     epoch = 1_281_167 // 4096
     for epochs, base in ((40, 0.97), (100, 0.99), (300, 0.99), (1000, 0.996)):  # the reference's presets
-        assert byol.momentum(Clock(0, epochs * epoch, 0.0)) == pytest.approx(base)
+        own, reasons = BYOL.suit(Settings(), 1_281_167, 4096, (224, 224), epochs * epoch)
+        assert own.momentum == base and f"{epochs * epoch:,} steps" in reasons["momentum"]
+    assert BYOL(vit()).settings.momentum == 0.996
 
 
 def test_views_are_the_papers_and_small_ones_are_not_blurred():
@@ -135,9 +136,9 @@ def test_views_are_the_papers_and_small_ones_are_not_blurred():
     for view in (first, second):
         assert view.jitter == (0.4, 0.4, 0.2, 0.1) and (view.jitter_p, view.grey) == (0.8, 0.2)
         assert view.crop_scale == (0.08, 1.0)
-    own, reasons = BYOL.suit(Settings(), 1000, 32, (64, 96))
+    own, reasons = BYOL.suit(Settings(), 1000, 32, (64, 96), 100)
     assert own.blur == (0.0, 0.0) and "64 x 96" in reasons["blur"]
-    assert BYOL.suit(Settings(blur=(0.3, 0.2)), 1000, 32, (64, 96)) == (Settings(blur=(0.3, 0.2)), {})
+    assert BYOL.suit(Settings(0.9, blur=(0.3, 0.2)), 1000, 32, (64, 96), 100) == (Settings(0.9, blur=(0.3, 0.2)), {})
 
 
 @pytest.mark.parametrize(
@@ -145,14 +146,14 @@ def test_views_are_the_papers_and_small_ones_are_not_blurred():
 )
 def test_settings_that_cannot_work_are_refused(options, batch_size, says):
     with pytest.raises(BadInput, match=says):
-        BYOL(vit(), BYOL.suit(Settings(**options), 100, batch_size, (8, 8))[0])
+        BYOL(vit(), BYOL.suit(Settings(**options), 100, batch_size, (8, 8), 100)[0])
 
 
 # Learning
 
 
 def learner():
-    return BYOL(vit(), Settings(crop_scale=(0.4, 1.0), flip=0.0))
+    return BYOL(vit(), Settings(0.97, crop_scale=(0.4, 1.0), flip=0.0))
 
 
 def learn(method, steps=100):

@@ -275,11 +275,12 @@ def test_views_are_those_of_the_reference_and_small_crops_are_whole_patches():
     ],
 )
 def test_outputs_and_momentum_follow_the_collection(images, batch_size, out_dim, momentum):
-    chosen, reasons = DINO.suit(Settings(), images, batch_size, (32, 32))
+    chosen, reasons = DINO.suit(Settings(), images, batch_size, (32, 32), 100)
     assert chosen.out_dim == out_dim and chosen.momentum == pytest.approx(momentum, abs=1e-6)
-    assert set(reasons) == {"out_dim", "momentum"} and all(reasons.values())
-    asked = Settings(out_dim=100, momentum=0.5)
-    assert DINO.suit(asked, images, batch_size, (32, 32)) == (asked, {})
+    assert chosen.freeze_last == pytest.approx(min(1.0, 0.1 * 100 * batch_size / images))
+    assert set(reasons) == {"out_dim", "momentum", "freeze_last"} and all(reasons.values())
+    asked = Settings(out_dim=100, momentum=0.5, freeze_last=0.5)
+    assert DINO.suit(asked, images, batch_size, (32, 32), 100) == (asked, {})
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,9 @@ def test_gradients_reach_what_is_trained_and_the_kept_encoder_follows():
     ("images", "vocabulary"), [(1_281_167, 8192), (50_000, 2048), (1_000, 256), (10, 32), (10**8, 8192)]
 )
 def test_the_vocabulary_grows_with_the_root_of_the_images(images, vocabulary):
-    settings, reasons = DVAE.suit(Settings(), images, 64, (32, 32))
+    settings, reasons = DVAE.suit(Settings(), images, 64, (32, 32), 100)
     assert settings.vocabulary == vocabulary and "ImageNet" in reasons["vocabulary"]
-    assert DVAE.suit(Settings(100), images, 64, (32, 32)) == (Settings(100), {})
+    assert DVAE.suit(Settings(100), images, 64, (32, 32), 100) == (Settings(100), {})
 
 
 def test_settings_that_cannot_work_are_refused():

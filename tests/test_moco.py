@@ -363,16 +363,16 @@ def test_views_are_those_of_the_reference():
 
 
 def test_small_collections_take_what_suits_them():
-    of_imagenet, reasons = MoCo.suit(Settings(), 1_281_167, 256, (224, 224))
+    of_imagenet, reasons = MoCo.suit(Settings(), 1_281_167, 256, (224, 224), 100)
     assert (of_imagenet.queue_size, of_imagenet.momentum, of_imagenet.ghost_batch_size) == (65_536, 0.999, 32)
     assert "the paper's" in reasons["queue_size"] and reasons["momentum"] == "the paper's"
-    assert MoCo.suit(Settings(queue_size=7, momentum=0.5, ghost_batch_size=3), 99, 9, (8, 8))[1] == {}
+    assert MoCo.suit(Settings(queue_size=7, momentum=0.5, ghost_batch_size=3), 99, 9, (8, 8), 100)[1] == {}
     assert [queue_for(images, 64)[0] for images in (100, 1437, 5000, 50_000, 600_000)] == [64, 320, 1024, 4992, 59_968]
     assert momentum_for(50_000, 512)[0] == pytest.approx(0.99)  # that of the authors' notebook for CIFAR-10
     assert momentum_for(50_000, 64)[0] == pytest.approx(1 - 1 / 156)
     assert [ghost_batch_for(0, batch)[0] for batch in (256, 64, 32, 20, 13)] == [32, 8, 8, 10, 13]
     assert "shuffling does nothing" in ghost_batch_for(0, 13)[1]
-    assert isinstance(MoCoV2.suit(SettingsV2(), 5000, 64, (32, 32))[0], SettingsV2)
+    assert isinstance(MoCoV2.suit(SettingsV2(), 5000, 64, (32, 32), 100)[0], SettingsV2)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_small_images_take_the_recipe_of_cifar_10_with_reasons():
         own, reasons = SimCLR.suit(Settings(), 1000, 64, size)
         assert (own.temperature, own.strength, own.blur) == found
         assert set(reasons) == {"temperature", "strength", "blur"} and all(reasons.values())
-    own, reasons = SimCLRv2.suit(SettingsV2(temperature=0.2, blur=0.1), 1000, 64, (32, 32))
+    own, reasons = SimCLRv2.suit(SettingsV2(temperature=0.2, blur=0.1), 1000, 64, (32, 32), 100)
     assert (own.temperature, own.strength, own.blur, own.layers) == (0.2, 0.5, 0.1, 3) and set(reasons) == {"strength"}
 
 
@@ -237,7 +237,7 @@ def test_views_are_the_papers():
 )
 def test_settings_that_cannot_work_are_refused(options, batch_size, says):
     with pytest.raises(BadInput, match=says):
-        SimCLR(vit(), SimCLR.suit(Settings(**options), 100, batch_size, (8, 8))[0])
+        SimCLR(vit(), SimCLR.suit(Settings(**options), 100, batch_size, (8, 8), 100)[0])
 
 
 # Learning

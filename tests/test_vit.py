@@ -154,19 +154,19 @@ def test_attention_maps_are_those_of_the_block():
 
 def test_forward_features_agree_with_forward():
     vit, images, keep = small(), pictures(2, 3, 32, 48), torch.tensor([[3, 9], [0, 23]])
-    assert torch.equal(vit.pooled(vit.forward_features(images, keep).tokens), vit(images, keep))
+    close(vit.pooled(vit.forward_features(images, keep).tokens), vit(images, keep))
     features = vit.forward_features(images)
     assert len(features.blocks) == 2
     assert features.attention == ()
     close(vit.blocks[1](features.blocks[0]), features.blocks[1])
 
 
-def test_last_queries_are_the_end_of_all():
+def test_some_queries_are_a_part_of_all():
     torch.manual_seed(0)
     attention, block, x = Attention(32, 4), Block(32, 4, layer_scale=0.5), torch.randn(2, 9, 32)
-    for queries in (1, 4, 9):
-        close(attention(x, queries), attention(x)[:, -queries:])
-        close(block(x, queries), block(x)[:, -queries:])
+    for queries in (slice(0, 1), slice(-4, None), slice(-9, None)):
+        close(attention(x, queries), attention(x)[:, queries])
+        close(block(x, queries), block(x)[:, queries])
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

@@ -38,6 +38,9 @@ from unmask.training.optim import cosine
 SMALL = 64
 """Pixels of the shorter side up to which a view is not blurred."""
 
+MOMENTA = ((200_000, 0.996, "1000"), (25_000, 0.99, "100 to 300"), (0, 0.97, "40"))
+"""Steps from which on, momentum of the target at the start, and the epochs that the reference has it for."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -82,7 +85,7 @@ class BYOL(Method):
         super().__init__()
         if settings.momentum is not None and not 0 <= settings.momentum <= 1:
             raise BadInput(f"--momentum is {settings.momentum}: give a share from 0 to 1, such as 0.99")
-        self.encoder, self.settings = encoder, self.suit(settings, 0, 2, encoder.image_size)[0]
+        self.encoder, self.settings = encoder, self.suit(settings, 0, 2, encoder.image_size, 10**6)[0]
         self.views = tuple(
             View(
                 encoder.image_size,
@@ -104,16 +107,22 @@ class BYOL(Method):
 
     @classmethod
     def suit(
-        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int], steps: int
     ) -> tuple[Any, dict[str, str]]:
         if batch_size < 2:
             raise BadInput(f"--batch-size is {batch_size}: batch norms need 2 images or more")
-        if settings.blur is not None:
-            return settings, {}
-        if min(size) <= SMALL:
-            why = f"{size[0]} x {size[1]} pixels: none, as SimCLR for CIFAR-10: a blur leaves nothing to see"
-            return replace(settings, blur=(0.0, 0.0)), {"blur": why}
-        return replace(settings, blur=(1.0, 0.1)), {"blur": "the paper's, of the first and the second view"}
+        found, reasons = {}, {}
+        if settings.momentum is None:
+            found["momentum"], epochs = next(rest for least, *rest in MOMENTA if steps >= least)
+            reasons["momentum"] = f"the reference's for {epochs} epochs of ImageNet; this run has {steps:,} steps"
+        if settings.blur is None and min(size) <= SMALL:
+            found["blur"] = (0.0, 0.0)
+            reasons["blur"] = (
+                f"{size[0]} x {size[1]} pixels: none, as SimCLR for CIFAR-10: a blur leaves nothing to see"
+            )
+        elif settings.blur is None:
+            found["blur"], reasons["blur"] = (1.0, 0.1), "the paper's, of the first and the second view"
+        return replace(settings, **found), reasons
 
     def forward(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         predicted = [self.prediction(self.projection(self.encoder(view))) for view in batch.views]  # q(z), (B, d) each
@@ -133,10 +142,7 @@ class BYOL(Method):
 
     def momentum(self, clock: Clock) -> float:
         """tau of this step: 1 - (1 - tau_base) (cos(pi k / K) + 1) / 2 (section 3.2)."""
-        base = self.settings.momentum
-        if base is None:
-            base = 0.97 if clock.steps < 25_000 else 0.99 if clock.steps < 200_000 else 0.996
-        return cosine(base, 1.0, clock.progress)
+        return cosine(self.settings.momentum, 1.0, clock.progress)
 
 
 def mlp(width: int, hidden: int, out: int) -> nn.Sequential:

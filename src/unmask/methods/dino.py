@@ -82,8 +82,9 @@ class Settings:
     that of its authors' advice, 0.9995 on ImageNet, less where an epoch has fewer steps."""
     clip_parameter: float = 3.0
     """Largest norm of the gradient of each single parameter; inf for none."""
-    freeze_last: float = 1.0
-    """Epochs during which the last layer stays as it was drawn. Raise it if the loss does not fall."""
+    freeze_last: float | None = None
+    """Epochs during which the last layer stays as it was drawn. Raise it if the loss does not fall. Default: the paper's 1, and a
+    tenth of runs shorter than 10 epochs."""
 
 
 class Head(nn.Module):
@@ -128,7 +129,7 @@ class DINO(Method):
 
     @classmethod
     def suit(
-        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int], steps: int
     ) -> tuple[Settings, dict[str, str]]:
         reasons, found = {}, {}
         if settings.out_dim is None:
@@ -138,6 +139,10 @@ class DINO(Method):
             )
         if settings.momentum is None:
             found["momentum"], reasons["momentum"] = momentum_for(images, batch_size)
+        if settings.freeze_last is None:
+            epochs = steps * batch_size / images
+            found["freeze_last"] = min(1.0, 0.1 * epochs)
+            reasons["freeze_last"] = "epochs; the paper's" if epochs >= 10 else f"a tenth of {epochs:.2g} epochs"
         return replace(settings, **found), reasons
 
     def __init__(self, encoder: Encoder, settings: Settings = Settings()):  # noqa: B008
@@ -202,7 +207,7 @@ class DINO(Method):
         norms = torch.stack(torch._foreach_norm(gradients))  # type: ignore[reportPrivateImportUsage]
         shrink = (self.settings.clip_parameter / (norms + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(shrink.unbind()))  # type: ignore[reportPrivateImportUsage]
-        if clock.epoch < self.settings.freeze_last:
+        if clock.epoch < (1.0 if self.settings.freeze_last is None else self.settings.freeze_last):
             for parameter in (self.student_head.last.weight, self.student_head.scale):
                 parameter.grad = None
 

@@ -87,7 +87,7 @@ class DVAE(Method):
 
     @classmethod
     def suit(
-        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int], steps: int
     ) -> tuple[Settings, dict[str, str]]:
         if settings.vocabulary is not None:
             return settings, {}

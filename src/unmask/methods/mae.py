@@ -186,7 +186,7 @@ class MAE(Method):
         for block in earlier:
             tokens = block(tokens)
         wanted = keep.shape[1] + masked.shape[1] if everywhere else masked.shape[1]
-        return self.prediction(self.decoder_norm(last(tokens, queries=wanted)))
+        return self.prediction(self.decoder_norm(last(tokens, queries=slice(-wanted, None))))
 
     def targets(self, patches: Tensor) -> Tensor:
         """What is to be predicted for patches (..., P*P*C): the pixels, normalised per patch if so set (section 3,

@@ -73,7 +73,9 @@ class Method(nn.Module, ABC):
     """How the method looks at an image."""
 
     @classmethod
-    def suit(cls, settings: Any, images: int, batch_size: int, size: tuple[int, int]) -> tuple[Any, dict[str, str]]:
+    def suit(
+        cls, settings: Any, images: int, batch_size: int, size: tuple[int, int], steps: int
+    ) -> tuple[Any, dict[str, str]]:
         """`settings` with every None filled in for so many images of this size (height, width), and the reasons by name."""
         return settings, {}
 

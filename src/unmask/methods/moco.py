@@ -97,7 +97,7 @@ class MomentumContrast(Method):
 
     @classmethod
     def suit(
-        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int], steps: int
     ) -> tuple[Settings, dict[str, str]]:
         rules: dict[str, Callable[[int, int], tuple[Any, str]]] = {
             "queue_size": queue_for,

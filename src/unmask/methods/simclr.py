@@ -98,7 +98,7 @@ class SimCLR(Method):
         super().__init__()
         if settings.layers < 1 or settings.projection < 1 or settings.memory < 0:
             raise BadInput("--layers and --projection are at least 1, --memory at least 0")
-        self.encoder, self.settings = encoder, self.suit(settings, 0, 2, encoder.image_size)[0]
+        self.encoder, self.settings = encoder, self.suit(settings, 0, 2, encoder.image_size, 1)[0]
         if self.settings.temperature <= 0:
             raise BadInput(f"--temperature is {settings.temperature}: give a number above 0, such as 0.1")
         s = self.settings.strength
@@ -123,7 +123,7 @@ class SimCLR(Method):
 
     @classmethod
     def suit(
-        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int]
+        cls, settings: Settings, images: int, batch_size: int, size: tuple[int, int], steps: int
     ) -> tuple[Any, dict[str, str]]:
         if batch_size < 2:
             raise BadInput(f"--batch-size is {batch_size}: views are told from those of other images, use 2 or more")

@@ -160,13 +160,15 @@ class ViT(nn.Module):
             tokens = torch.cat([first.to(tokens.dtype).expand(B, 1, -1), tokens], dim=1)
         return tokens
 
-    def encode(self, tokens: Tensor, offsets: Offsets | None = None) -> Tensor:
-        """Tokens (B, T, D) through the blocks and the final norm. offsets: what `offsets` says of these very tokens."""
+    def encode(self, tokens: Tensor, offsets: Offsets | None = None, queries: slice | None = None) -> Tensor:
+        """Tokens (B, T, D) through the blocks and the final norm. offsets: what `offsets` says of these very tokens.
+        queries: those that are wanted, all if not given; the last block computes nothing of the others."""
         if offsets is None and self.config["positions"] == "relative":
             raise ValueError("relative positions: say by offsets= which patches the tokens are of")
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens, offsets=offsets)
-        return self.norm(to_compute_dtype(tokens))
+        return self.norm(to_compute_dtype(last(tokens, queries, offsets)))
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """One vector (B, D or 2 D) from normalised tokens (B, T, D)."""
@@ -177,7 +179,8 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         offsets = self.offsets((images.shape[2], images.shape[3]), keep)
-        return self.pooled(self.encode(self.embed(images, keep), offsets))
+        wanted = slice(0, 1) if self.config["pool"] == "class" else None
+        return self.pooled(self.encode(self.embed(images, keep), offsets, wanted))
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, attention: bool = False) -> Features:
         tokens, offsets = self.embed(images, keep), self.offsets((images.shape[2], images.shape[3]), keep)

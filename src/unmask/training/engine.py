@@ -263,7 +263,7 @@ def seed_of(*numbers: int) -> int:
 
 
 @torch.no_grad()
-def encode(encoder: nn.Module, images: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
+def encode(encoder: nn.Module, images: Tensor, device: torch.device, batch_size: int = 16) -> Tensor:
     """Vectors (B, D) of images (B, C, H, W), the encoder in evaluation mode meanwhile. In float32: the rounding of bf16,
     0.4%, would hide how alike the vectors of a collapsed encoder are."""
     training = encoder.training

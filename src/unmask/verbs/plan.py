@@ -40,6 +40,13 @@ GIB = 2**30
 SECONDS = 4.0
 """How long steps are timed at least."""
 
+TIMED = 1e12
+"""Operations of a step that is timed on a CPU, a few seconds' worth: of a larger batch a part, at least 16 images, is timed."""
+
+HELD = 1.6
+"""Memory that a CPU's process holds while it trains, for each byte of tensors at their most: the C library finds no room
+for a tensor between the freed ones. Measured for five encoders: 1.45 to 1.65 (benchmarks/plan.py)."""
+
 IMAGENET = 1_281_167
 """Images that a method's sizes are chosen for where --images does not say."""
 
@@ -97,7 +104,7 @@ class Needs:
     """What is there at the end of the forward pass beside weights and optimiser state: what it kept for the backward
     pass, with the images."""
     peak: int
-    """The most at any one time in a step, temporary tensors included."""
+    """The most tensors at any one time in a step, temporary ones included."""
 
 
 def plan(settings: Plan) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def plan(settings: Plan) -> dict[str, Any]:
         precision, why = "bf16", "what GPUs are fast at"
 
     def build() -> Method:
-        own = kind.suit(kind.Settings(), settings.images or IMAGENET, settings.batch_size, size)[0]
+        own = kind.suit(kind.Settings(), settings.images or IMAGENET, settings.batch_size, size, 1)[0]
         options = {"channels": settings.channels, **kind.built_with(own)}
         encoder = models.build(str(settings.encoder), image_size=size, **options)
         return kind(encoder, own, **({"tokenizer": tokenizer(settings)} if kind is BEiT else {}))
@@ -131,7 +138,8 @@ def plan(settings: Plan) -> dict[str, Any]:
         need = play(local)
         underway = need.gradients if settings.processes > 1 else 0  # what DistributedDataParallel sends, a copy
         free, whose = memory(settings.memory, device, here)
-        most = 0 if free is None else largest(play, local, free - underway)
+        held = HELD if device.type == "cpu" else 1.0
+        most = 0 if free is None else largest(play, local, math.floor(free / held) - underway)
     rate, how = None, "unknown: give --tflops of a GPU that is not here"
     if settings.tflops is not None:
         rate = settings.share * settings.tflops * 1e12 * local / need.flops
@@ -139,7 +147,8 @@ def plan(settings: Plan) -> dict[str, Any]:
     elif here and most == 0:
         how = "not timed, for not one image fits"
     elif here:
-        timed = min(local, most, 16 if device.type == "cpu" else local)
+        part = max(16, round(TIMED * local / need.flops)) if device.type == "cpu" else local
+        timed = min(local, most, part)
         rate = measured(build(), timed, device, precision, settings.optimiser)
         how = f"steps of {timed} images timed here: {rate * need.flops / local / 1e12:.3g} TFLOP/s"
     if settings.processes > 1:
@@ -148,7 +157,8 @@ def plan(settings: Plan) -> dict[str, Any]:
     every = dataclasses.asdict(need)
     result = {name: getattr(settings, name) for name in ("encoder", "method", "batch_size", "processes")} | every
     result |= {"image_size": size, "device": str(device), "precision": precision, "flops": need.flops // local}
-    result |= {"peak": need.peak + underway, "memory": free, "largest_batch_size": most * settings.processes}
+    result["peak"] = round((need.peak + underway) * held)
+    result |= {"tensors": need.peak + underway, "memory": free, "largest_batch_size": most * settings.processes}
     result["images_per_second"] = None if rate is None else rate * settings.processes
     result |= duration(settings, result["images_per_second"])
     table(settings, result, local, (why, whose, how))
@@ -375,7 +385,11 @@ def table(settings: Plan, result: dict[str, Any], local: int, reasons: tuple[str
         f"at their most: {result['activations'] / local / 2**20:,.1f} MiB an image",
     )
     sent = "; DistributedDataParallel's copy of the gradients is in it" if settings.processes > 1 else ""
-    row("at one time", gib(result["peak"]), f"a process, beside Python, torch and the loader{sent}")
+    row("at one time", gib(result["tensors"]), f"all of these at their most{sent}")
+    held = (
+        f"which takes {HELD:g} times as much memory on a CPU, measured; " if result["peak"] > result["tensors"] else ""
+    )
+    row("needs", gib(result["peak"]), f"{held}a process, beside Python, torch and the loader")
     if result["memory"] is not None:
         row("memory", gib(result["memory"]), whose)
         row("largest batch", f"{result['largest_batch_size']:,} images", "that this memory holds")

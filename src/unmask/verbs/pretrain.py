@@ -157,7 +157,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         raise BadInput(
             f"{what} does not divide the batch of {batch_size}: use --batch-size {-(-batch_size // parts) * parts}"
         )
-    own, reasons = kind.suit(own, len(source), batch_size, size)
+    own, reasons = kind.suit(own, len(source), batch_size, size, value["steps"])
     choices |= {name: Choice(getattr(own, name), reason) for name, reason in reasons.items()}
     if stored:
         preprocess = Preprocess.from_dict(stored["preprocess"])

@@ -1,0 +1,254 @@
+"""Every method on CIFAR-10 for the same time on the same machine, and lightly's SimCLR, DINO and MAE, in one table.
+
+    UNMASK_DATA_DIR=… uv run --with lightly --with transformers python benchmarks/methods.py --out runs/methods [--seconds 480]
+
+First, on a machine with nothing else to do, each contestant trains a few steps, and is given as many steps as fit into
+--seconds at the rate of these (`rates`); then each is trained for so many (`train`), which other work may slow down without
+changing anything; then all are compared (`compare`): frozen features, k-NN and linear probe on --labels training images and
+the whole test set. `--phases` names those to do, `--only` the contestants.
+
+One encoder, precision and augmentation for all of ours: what `unmask pretrain METHOD` takes by itself on these images,
+the encoder aside. BEiT and the MAE of tokens share their time with the tokenizer: half for it, half for them. DINO is
+there twice more, broken on purpose, for the sake of the verdict. lightly's are what its documentation builds: its
+transforms for 32 pixels in torchvision, workers (one a core), timm's ViT of the same size in float32, its heads and
+losses; optimiser, batch, rate and its schedule are those that ours has for the method, because its examples are for
+other encoders.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from lightly.loss import DINOLoss, NTXentLoss
+from lightly.models.modules import DINOProjectionHead, SimCLRProjectionHead
+from lightly.models.utils import update_momentum
+from lightly.transforms import DINOTransform, SimCLRTransform
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import unmask
+from in_memory import MEAN, STD, Bytes
+from in_memory import Lightly as LightlyMAE
+from unmask import models
+from unmask.data.decode import Preprocess
+from unmask.data.sources import open_source
+from unmask.methods import METHODS
+from unmask.models import interop
+from unmask.training import engine
+from unmask.training.optim import Recipe, optimisers_for, schedule
+from unmask.training.run import Run
+from unmask.verbs.compare import Compare, compare
+
+OURS = ("mae", "moco", "moco-v2", "moco-v3", "simclr", "simclr-v2", "byol", "dino", "dvae", "beit", "mae-tokens")
+TOKENS = ("beit", "mae-tokens")
+"""Those that need the tokenizer."""
+
+BROKEN = {
+    "dino-uncentred": {"centring": False},
+    "dino-unsharpened": {"teacher_temperature": 0.1, "teacher_temperature_start": 0.1},
+}
+"""DINO broken on purpose, for a third of the time: what does the verdict say?"""
+
+WARM = 8
+"""Steps of which the rate is measured, after as many that are not counted."""
+
+
+def ours(name: str, data: Path, out: Path, encoder: str, steps: int) -> None:
+    options: dict[str, Any] = {"encoder": encoder}
+    if name == "dvae":
+        options = {"encoder": f"dvae-tiny/{encoder.rpartition('/')[2]}"}
+    if name in TOKENS:
+        options["tokens"] = str(out.parent / "dvae")
+    if name == "mae-tokens":
+        options["target"] = "tokens"
+    unmask.pretrain(
+        name.removesuffix("-tokens"), data=data / "cifar10" / "train.parquet", out=out, steps=steps, **options
+    )
+
+
+class LightlySimCLR(nn.Module):
+    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0, normalize={"mean": MEAN, "std": STD})
+
+    def __init__(self, patch: int, steps: int):
+        super().__init__()
+        self.backbone = vit(patch)
+        self.head, self.criterion = SimCLRProjectionHead(192, 2048, 128), NTXentLoss()
+
+    def forward(self, views: list[Tensor], progress: float) -> Tensor:
+        return self.criterion(*(self.head(self.backbone(view)) for view in views))
+
+    def after_step(self) -> None: ...
+
+
+class LightlyDINO(nn.Module):
+    transform = DINOTransform(
+        global_crop_size=32,
+        local_crop_size=16,
+        n_local_views=8,
+        gaussian_blur=(0.0, 0.0, 0.0),
+        normalize={"mean": MEAN, "std": STD},
+    )
+
+    def __init__(self, patch: int, steps: int):
+        super().__init__()
+        self.backbone, self.teacher = vit(patch), vit(patch)
+        self.head, self.teacher_head = (DINOProjectionHead(192, output_dim=4096) for _ in range(2))
+        self.teacher.load_state_dict(self.backbone.state_dict())
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        self.teacher.requires_grad_(False), self.teacher_head.requires_grad_(False)
+        self.criterion = DINOLoss(4096)
+
+    def forward(self, views: list[Tensor], progress: float) -> Tensor:
+        momentum = 1 - (1 - 0.996) * 0.5 * (1 + math.cos(math.pi * progress))
+        update_momentum(self.backbone, self.teacher, m=momentum)
+        update_momentum(self.head, self.teacher_head, m=momentum)
+        with torch.no_grad():
+            targets = [self.teacher_head(self.teacher(view)) for view in views[:2]]
+        return self.criterion(targets, [self.head(self.backbone(view)) for view in views], epoch=40)
+
+    def after_step(self) -> None:
+        self.head.cancel_last_layer_gradients(current_epoch=2)
+
+
+class LightlyPlainMAE(LightlyMAE):
+    transform = None  # what in_memory.py crops with
+
+    def __init__(self, patch: int, steps: int):
+        super().__init__(patch)
+
+    def forward(self, views: Tensor, progress: float) -> Tensor:
+        return super().forward(views)
+
+    def after_step(self) -> None: ...
+
+
+THEIRS = {"lightly-simclr": LightlySimCLR, "lightly-dino": LightlyDINO, "lightly-mae": LightlyPlainMAE}
+
+
+def vit(patch: int) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=32, patch_size=patch, embed_dim=192, depth=12, num_heads=3, num_classes=0, dynamic_img_size=True
+    )
+
+
+class Views(Bytes):
+    """Images in memory through one of lightly's transforms."""
+
+    def __init__(self, source: Any, transform: Any):
+        super().__init__(source)
+        self.views = transform
+
+    def __getitem__(self, i: int) -> Any:
+        return super().__getitem__(i) if self.views is None else self.views(Image.fromarray(self.images[i]))
+
+
+def theirs(name: str, data: Path, out: Path, encoder: str, steps: int, like: Run) -> None:
+    """Train one of lightly's with the recipe of our run, and write a log and an encoder as our runs have them."""
+    torch.manual_seed(0)
+    patch, recipe = int(encoder.rpartition("/")[2]), like.settings["settings"]
+    method = THEIRS[name](patch, steps).train()
+    images = Views(open_source(data / "cifar10" / "train.parquet"), method.transform)
+    workers, batch_size = os.cpu_count() or 1, recipe["batch_size"]
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    decay, end = recipe["weight_decay"], recipe["weight_decay_end"]
+    warmup, betas = round(recipe["warmup"] * steps), METHODS[like.settings["method"]].PAPERS["vit"].betas
+    plan = Recipe(steps, recipe["lr"], warmup=warmup, weight_decay=decay, weight_decay_end=end, betas=betas)
+    optimisers = optimisers_for(method, plan)
+    out.mkdir(parents=True, exist_ok=True)
+    began, rates = time.perf_counter(), []
+    for step, views in enumerate(forever(loader, steps)):
+        schedule(optimisers, plan, step)
+        loss = method(views, step / steps)
+        loss.backward()
+        method.after_step()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        rates.append(batch_size / (time.perf_counter() - began))
+        began = time.perf_counter()
+        if step % max(1, steps // 10) == 0:
+            print(f"{name}: step {step}/{steps}  loss {loss.item():.4f}  {statistics.median(rates[-50:]):.0f} images/s")
+    (out / "timing.jsonl").write_text("".join(json.dumps({"images_per_second": rate}) + "\n" for rate in rates))
+    inner = method.backbone.vit if name == "lightly-mae" else method.backbone
+    state = interop.from_timm({key: value.detach().clone() for key, value in inner.state_dict().items()})
+    known = models.build(encoder, image_size=(32, 32), pool=like.settings["encoder"]["pool"])
+    known.load_state_dict(state)
+    interop.save(known, out / "encoder", {"name": encoder, "preprocess": Preprocess(3, MEAN, STD).to_dict()})
+
+
+def forever(loader: DataLoader, steps: int) -> Iterator[Any]:
+    """So many batches, pass after pass."""
+    done = 0
+    while True:
+        for batch in loader:
+            if done == steps:
+                return
+            done += 1
+            yield batch
+
+
+def train(name: str, settings: argparse.Namespace, out: Path, steps: int) -> None:
+    data = Path(os.environ["UNMASK_DATA_DIR"])
+    if name in THEIRS:
+        theirs(name, data, out, settings.encoder, steps, Run(out.parent / name.removeprefix("lightly-")))
+    else:
+        ours(name, data, out, settings.encoder, steps)
+
+
+def judge(settings: argparse.Namespace) -> None:
+    """Frozen features of all, learnt from --labels training images drawn at random, on the test images."""
+    data, few = Path(os.environ["UNMASK_DATA_DIR"]) / "cifar10", settings.out / "labels.parquet"
+    table = parquet.read_table(data / "train.parquet")
+    chosen = np.random.default_rng(0).permutation(len(table))[: settings.labels]
+    parquet.write_table(table.take(np.sort(chosen)), few)
+    runs = tuple(str(settings.out / name) for name in settings.only if name not in ("dvae", *BROKEN))
+    found = compare(Compare(runs, data=str(few), test=str(data / "test.parquet"), out=settings.out / "comparison"))
+    found["rates"] = json.loads((settings.out / "rates.json").read_text())
+    (settings.out / "methods.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--encoder", default="vit-tiny/4")
+    parser.add_argument("--labels", type=int, default=10_000)
+    parser.add_argument("--phases", nargs="+", default=["rates", "train", "compare"])
+    parser.add_argument("--only", nargs="+", default=[*OURS, *THEIRS, *BROKEN])
+    settings = parser.parse_args()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    engine.keep_memory()
+    known = settings.out / "rates.json"
+    for name in settings.only if "rates" in settings.phases else ():
+        if name in BROKEN:
+            continue
+        train(name, settings, settings.out / "rates" / name, 2 * WARM)
+        lines = (settings.out / "rates" / name / "timing.jsonl").read_text().splitlines()
+        rate = statistics.median(json.loads(line)["images_per_second"] for line in lines[WARM:])
+        rates = (json.loads(known.read_text()) if known.is_file() else {}) | {name: rate}
+        known.write_text(json.dumps(rates, indent=2) + "\n")
+        print(f"{name}: {rate:.1f} images/s", flush=True)
+    for name in settings.only if "train" in settings.phases else ():
+        like = "dino" if name in BROKEN else name.removeprefix("lightly-")
+        batch_size = Run(settings.out / "rates" / like).settings["settings"]["batch_size"]
+        share = 1 / 3 if name in BROKEN else 1 / 2 if name in ("dvae", *TOKENS) else 1
+        rate = json.loads(known.read_text())["dino" if name in BROKEN else name]
+        steps = round(share * settings.seconds * rate / batch_size)
+        train(name, settings, settings.out / name, steps)
+    if "compare" in settings.phases:
+        judge(settings)
+
+
+if __name__ == "__main__":
+    main()
