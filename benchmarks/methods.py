@@ -13,6 +13,9 @@ there twice more, broken on purpose, for the sake of the verdict. lightly's are 
 transforms for 32 pixels in torchvision, workers (one a core), timm's ViT of the same size in float32, its heads and
 losses; optimiser, batch, rate and its schedule are those that ours has for the method, because its examples are for
 other encoders.
+
+On a GPU: --epochs 200, with --encoder vit-tiny/4 and then resnet18 (without those that hide patches: --only moco …), and
+--collection tiny-imagenet-100 with vit-small/8 and resnet50 (without lightly's, which are for 32 pixels).
 """
 
 import argparse
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as parquet
 import torch
 from lightly.loss import DINOLoss, NTXentLoss
@@ -64,17 +68,17 @@ WARM = 8
 """Steps of which the rate is measured, after as many that are not counted."""
 
 
-def ours(name: str, data: Path, out: Path, encoder: str, steps: int) -> None:
-    options: dict[str, Any] = {"encoder": encoder}
+def ours(name: str, out: Path, settings: argparse.Namespace, length: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"encoder": settings.encoder, **length}
     if name == "dvae":
-        options = {"encoder": f"dvae-tiny/{encoder.rpartition('/')[2]}"}
+        options["encoder"] = f"dvae-tiny/{settings.encoder.rpartition('/')[2]}"
     if name in TOKENS:
         options["tokens"] = str(out.parent / "dvae")
     if name == "mae-tokens":
         options["target"] = "tokens"
-    unmask.pretrain(
-        name.removesuffix("-tokens"), data=data / "cifar10" / "train.parquet", out=out, steps=steps, **options
-    )
+    options |= BROKEN.get(name, {})
+    method = "dino" if name in BROKEN else name.removesuffix("-tokens")
+    unmask.pretrain(method, data=collection(settings)[0], out=out, **options)
 
 
 class LightlySimCLR(nn.Module):
@@ -153,12 +157,12 @@ class Views(Bytes):
         return super().__getitem__(i) if self.views is None else self.views(Image.fromarray(self.images[i]))
 
 
-def theirs(name: str, data: Path, out: Path, encoder: str, steps: int, like: Run) -> None:
+def theirs(name: str, out: Path, settings: argparse.Namespace, steps: int, like: Run) -> None:
     """Train one of lightly's with the recipe of our run, and write a log and an encoder as our runs have them."""
     torch.manual_seed(0)
-    patch, recipe = int(encoder.rpartition("/")[2]), like.settings["settings"]
+    patch, recipe = int(settings.encoder.rpartition("/")[2]), like.settings["settings"]
     method = THEIRS[name](patch, steps).train()
-    images = Views(open_source(data / "cifar10" / "train.parquet"), method.transform)
+    images = Views(open_source(collection(settings)[0]), method.transform)
     workers, batch_size = os.cpu_count() or 1, recipe["batch_size"]
     loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
     decay, end = recipe["weight_decay"], recipe["weight_decay_end"]
@@ -182,9 +186,9 @@ def theirs(name: str, data: Path, out: Path, encoder: str, steps: int, like: Run
     (out / "timing.jsonl").write_text("".join(json.dumps({"images_per_second": rate}) + "\n" for rate in rates))
     inner = method.backbone.vit if name == "lightly-mae" else method.backbone
     state = interop.from_timm({key: value.detach().clone() for key, value in inner.state_dict().items()})
-    known = models.build(encoder, image_size=(32, 32), pool=like.settings["encoder"]["pool"])
+    known = models.build(settings.encoder, image_size=(32, 32), pool=like.settings["encoder"]["pool"])
     known.load_state_dict(state)
-    interop.save(known, out / "encoder", {"name": encoder, "preprocess": Preprocess(3, MEAN, STD).to_dict()})
+    interop.save(known, out / "encoder", {"name": settings.encoder, "preprocess": Preprocess(3, MEAN, STD).to_dict()})
 
 
 def forever(loader: DataLoader, steps: int) -> Iterator[Any]:
@@ -198,22 +202,29 @@ def forever(loader: DataLoader, steps: int) -> Iterator[Any]:
             yield batch
 
 
-def train(name: str, settings: argparse.Namespace, out: Path, steps: int) -> None:
-    data = Path(os.environ["UNMASK_DATA_DIR"])
+def collection(settings: argparse.Namespace) -> tuple[str, str]:
+    """Training and test images."""
+    folder = Path(os.environ["UNMASK_DATA_DIR"]) / settings.collection
+    test = "test.parquet" if (folder / "test.parquet").is_file() else "val.parquet"
+    return str(folder / "train*.parquet"), str(folder / test)
+
+
+def train(name: str, settings: argparse.Namespace, out: Path, length: dict[str, Any]) -> None:
     if name in THEIRS:
-        theirs(name, data, out, settings.encoder, steps, Run(out.parent / name.removeprefix("lightly-")))
+        like = Run(out.parent / name.removeprefix("lightly-"))
+        theirs(name, out, settings, length.get("steps") or like.history()[-1]["step"], like)
     else:
-        ours(name, data, out, settings.encoder, steps)
+        ours(name, out, settings, length)
 
 
 def judge(settings: argparse.Namespace) -> None:
     """Frozen features of all, learnt from --labels training images drawn at random, on the test images."""
-    data, few = Path(os.environ["UNMASK_DATA_DIR"]) / "cifar10", settings.out / "labels.parquet"
-    table = parquet.read_table(data / "train.parquet")
+    (data, test), few = collection(settings), settings.out / "labels.parquet"
+    table = pyarrow.concat_tables(parquet.read_table(path) for path in sorted(Path(data).parent.glob("train*")))
     chosen = np.random.default_rng(0).permutation(len(table))[: settings.labels]
     parquet.write_table(table.take(np.sort(chosen)), few)
     runs = tuple(str(settings.out / name) for name in settings.only if name not in ("dvae", *BROKEN))
-    found = compare(Compare(runs, data=str(few), test=str(data / "test.parquet"), out=settings.out / "comparison"))
+    found = compare(Compare(runs, data=str(few), test=test, out=settings.out / "comparison"))
     found["rates"] = json.loads((settings.out / "rates.json").read_text())
     (settings.out / "methods.json").write_text(json.dumps(found, indent=2) + "\n")
 
@@ -222,6 +233,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--epochs", type=float, help="passes over the images of each, instead of --seconds")
+    parser.add_argument(
+        "--collection", default="cifar10", help="a folder of UNMASK_DATA_DIR; lightly's are for cifar10"
+    )
     parser.add_argument("--encoder", default="vit-tiny/4")
     parser.add_argument("--labels", type=int, default=10_000)
     parser.add_argument("--phases", nargs="+", default=["rates", "train", "compare"])
@@ -233,19 +248,22 @@ def main() -> None:
     for name in settings.only if "rates" in settings.phases else ():
         if name in BROKEN:
             continue
-        train(name, settings, settings.out / "rates" / name, 2 * WARM)
+        train(name, settings, settings.out / "rates" / name, {"steps": 2 * WARM})
         lines = (settings.out / "rates" / name / "timing.jsonl").read_text().splitlines()
         rate = statistics.median(json.loads(line)["images_per_second"] for line in lines[WARM:])
         rates = (json.loads(known.read_text()) if known.is_file() else {}) | {name: rate}
         known.write_text(json.dumps(rates, indent=2) + "\n")
         print(f"{name}: {rate:.1f} images/s", flush=True)
     for name in settings.only if "train" in settings.phases else ():
+        if settings.epochs is not None:
+            train(name, settings, settings.out / name, {"epochs": settings.epochs})
+            continue
         like = "dino" if name in BROKEN else name.removeprefix("lightly-")
         batch_size = Run(settings.out / "rates" / like).settings["settings"]["batch_size"]
         share = 1 / 3 if name in BROKEN else 1 / 2 if name in ("dvae", *TOKENS) else 1
         rate = json.loads(known.read_text())["dino" if name in BROKEN else name]
         steps = round(share * settings.seconds * rate / batch_size)
-        train(name, settings, settings.out / name, steps)
+        train(name, settings, settings.out / name, {"steps": steps})
     if "compare" in settings.phases:
         judge(settings)
 
