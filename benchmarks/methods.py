@@ -78,7 +78,7 @@ def ours(name: str, out: Path, settings: argparse.Namespace, length: dict[str, A
         options["target"] = "tokens"
     options |= BROKEN.get(name, {})
     method = "dino" if name in BROKEN else name.removesuffix("-tokens")
-    unmask.pretrain(method, data=collection(settings)[0], out=out, **options)
+    unmask.pretrain(method, out=out, **{"data": collection(settings)[0]} | options)
 
 
 class LightlySimCLR(nn.Module):
@@ -209,6 +209,19 @@ def collection(settings: argparse.Namespace) -> tuple[str, str]:
     return str(folder / "train*.parquet"), str(folder / test)
 
 
+def unlabelled(settings: argparse.Namespace) -> str:
+    """The training images alone."""
+    path = settings.out / "images.parquet"
+    if not path.is_file():
+        parquet.write_table(table(settings).select(["image"]), path)
+    return str(path)
+
+
+def table(settings: argparse.Namespace) -> pyarrow.Table:
+    parts = sorted(Path(collection(settings)[0]).parent.glob("train*"))
+    return pyarrow.concat_tables(parquet.read_table(path) for path in parts)
+
+
 def train(name: str, settings: argparse.Namespace, out: Path, length: dict[str, Any]) -> None:
     if name in THEIRS:
         like = Run(out.parent / name.removeprefix("lightly-"))
@@ -219,10 +232,9 @@ def train(name: str, settings: argparse.Namespace, out: Path, length: dict[str, 
 
 def judge(settings: argparse.Namespace) -> None:
     """Frozen features of all, learnt from --labels training images drawn at random, on the test images."""
-    (data, test), few = collection(settings), settings.out / "labels.parquet"
-    table = pyarrow.concat_tables(parquet.read_table(path) for path in sorted(Path(data).parent.glob("train*")))
-    chosen = np.random.default_rng(0).permutation(len(table))[: settings.labels]
-    parquet.write_table(table.take(np.sort(chosen)), few)
+    test, few, every = collection(settings)[1], settings.out / "labels.parquet", table(settings)
+    chosen = np.random.default_rng(0).permutation(len(every))[: settings.labels]
+    parquet.write_table(every.take(np.sort(chosen)), few)
     runs = tuple(str(settings.out / name) for name in settings.only if name not in ("dvae", *BROKEN))
     found = compare(Compare(runs, data=str(few), test=test, out=settings.out / "comparison"))
     found["rates"] = json.loads((settings.out / "rates.json").read_text())
@@ -248,7 +260,8 @@ def main() -> None:
     for name in settings.only if "rates" in settings.phases else ():
         if name in BROKEN:
             continue
-        train(name, settings, settings.out / "rates" / name, {"steps": 2 * WARM})
+        length = {"steps": 2 * WARM, "data": unlabelled(settings)}  # so that nothing is judged
+        train(name, settings, settings.out / "rates" / name, length)
         lines = (settings.out / "rates" / name / "timing.jsonl").read_text().splitlines()
         rate = statistics.median(json.loads(line)["images_per_second"] for line in lines[WARM:])
         rates = (json.loads(known.read_text()) if known.is_file() else {}) | {name: rate}
