@@ -19,10 +19,10 @@ On a GPU: --epochs 200, with --encoder vit-tiny/4 and then resnet18 (without tho
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
-import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,12 +46,15 @@ from in_memory import MEAN, STD, Bytes
 from in_memory import Lightly as LightlyMAE
 from unmask import models
 from unmask.data.decode import Preprocess
+from unmask.data.loader import Loader
 from unmask.data.sources import open_source
+from unmask.data.survey import survey
 from unmask.methods import METHODS
-from unmask.models import interop
+from unmask.models import dvae, interop
+from unmask.models.dvae import Tokenizer
 from unmask.training import engine
 from unmask.training.optim import Recipe, optimisers_for, schedule
-from unmask.training.run import Run
+from unmask.verbs.choices import choose, parse_size
 from unmask.verbs.compare import Compare, compare
 
 OURS = ("mae", "moco", "moco-v2", "moco-v3", "simclr", "simclr-v2", "byol", "dino", "dvae", "beit", "mae-tokens")
@@ -64,21 +67,70 @@ BROKEN = {
 }
 """DINO broken on purpose, for a third of the time: what does the verdict say?"""
 
-WARM = 8
-"""Steps of which the rate is measured, after as many that are not counted."""
+WARM, SECONDS = 4, 12.0
+"""Steps that are not counted when rates are measured, and the time for which those are that count."""
 
 
-def ours(name: str, out: Path, settings: argparse.Namespace, length: dict[str, Any]) -> None:
-    options: dict[str, Any] = {"encoder": settings.encoder, **length}
+def asked(name: str, settings: argparse.Namespace, tokens: Path) -> tuple[str, dict[str, Any]]:
+    """The method, and the options of `unmask pretrain`."""
+    options: dict[str, Any] = {"encoder": settings.encoder, **BROKEN.get(name, {})}
     if name == "dvae":
         options["encoder"] = f"dvae-tiny/{settings.encoder.rpartition('/')[2]}"
     if name in TOKENS:
-        options["tokens"] = str(out.parent / "dvae")
+        options["tokens"] = str(tokens)
     if name == "mae-tokens":
         options["target"] = "tokens"
-    options |= BROKEN.get(name, {})
-    method = "dino" if name in BROKEN else name.removesuffix("-tokens")
-    unmask.pretrain(method, out=out, **{"data": collection(settings)[0]} | options)
+    return "dino" if name in BROKEN else name.removesuffix("-tokens"), options
+
+
+def ours(name: str, out: Path, settings: argparse.Namespace, length: dict[str, Any]) -> None:
+    method, options = asked(name, settings, out.parent / "dvae")
+    unmask.pretrain(method, data=collection(settings)[0], out=out, **options, **length)
+
+
+class Enough(Exception):
+    """Of steps."""
+
+
+def chosen(name: str, settings: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """The recipe that `unmask pretrain` chooses for one of ours."""
+    method, options = asked(name, settings, Path())
+    surveyed = survey(open_source(collection(settings)[0]), sample=2000)
+    given = {"encoder": options["encoder"], "steps": steps}
+    found = choose(surveyed, given, engine.choose_device("auto").type, METHODS[method])
+    return {name: choice.value for name, choice in found.items()}
+
+
+def rate_of_ours(name: str, settings: argparse.Namespace) -> float:
+    """Images a second: steps as `unmask pretrain` makes them, reading among it."""
+    method, options = asked(name, settings, Path())
+    kind, source, device = METHODS[method], open_source(collection(settings)[0]), engine.choose_device("auto")
+    encoder, value = options.pop("encoder"), chosen(name, settings, 1000)
+    size, batch_size = parse_size(value["image_size"]), value["batch_size"]
+    own = kind.suit(kind.Settings(**options), len(source), batch_size, size, 1000)[0]
+    tokens = {}
+    if name in TOKENS:
+        coder = models.build(f"dvae-tiny/{encoder.rpartition('/')[2]}", image_size=size)
+        tokens["tokenizer"] = Tokenizer(coder, MEAN, STD, (dvae.MEAN,) * 3, (dvae.STD,) * 3)
+    trained = kind(
+        models.build(encoder, image_size=size, drop_path=value["drop_path"], **kind.built_with(own)), own, **tokens
+    )
+    loader = Loader(source, Preprocess(3, MEAN, STD), trained.views, batch_size, device=device, hold=value["hold"])
+    starts: list[float] = []
+
+    def batches(first: int) -> Iterator[Any]:
+        for batch in loader(0):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            starts.append(time.perf_counter())
+            if len(starts) > 2 * WARM and starts[-1] - starts[WARM] > SECONDS:
+                raise Enough
+            yield batch
+
+    recipe = Recipe(10**6, 1e-6, steps_per_epoch=loader.steps_per_epoch, optimiser=value["optimiser"])
+    with contextlib.suppress(Enough):
+        engine.fit(trained, batches, recipe, device=device, precision=engine.choose_precision("auto", device)[0])
+    return batch_size * (len(starts) - 1 - WARM) / (starts[-1] - starts[WARM])
 
 
 class LightlySimCLR(nn.Module):
@@ -157,20 +209,20 @@ class Views(Bytes):
         return super().__getitem__(i) if self.views is None else self.views(Image.fromarray(self.images[i]))
 
 
-def theirs(name: str, out: Path, settings: argparse.Namespace, steps: int, like: Run) -> None:
-    """Train one of lightly's with the recipe of our run, and write a log and an encoder as our runs have them."""
+def theirs(name: str, out: Path | None, settings: argparse.Namespace, steps: int) -> float:
+    """Train one of lightly's with the recipe of ours, and write an encoder as our runs have them; or, without `out`, only
+    measure its images a second."""
     torch.manual_seed(0)
-    patch, recipe = int(settings.encoder.rpartition("/")[2]), like.settings["settings"]
+    patch, kind = int(settings.encoder.rpartition("/")[2]), METHODS[name.removeprefix("lightly-")]
+    recipe = chosen(name.removeprefix("lightly-"), settings, steps)
     method = THEIRS[name](patch, steps).train()
     images = Views(open_source(collection(settings)[0]), method.transform)
     workers, batch_size = os.cpu_count() or 1, recipe["batch_size"]
     loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
     decay, end = recipe["weight_decay"], recipe["weight_decay_end"]
-    warmup, betas = round(recipe["warmup"] * steps), METHODS[like.settings["method"]].PAPERS["vit"].betas
+    warmup, betas = recipe["warmup_steps"], kind.PAPERS["vit"].betas
     plan = Recipe(steps, recipe["lr"], warmup=warmup, weight_decay=decay, weight_decay_end=end, betas=betas)
-    optimisers = optimisers_for(method, plan)
-    out.mkdir(parents=True, exist_ok=True)
-    began, rates = time.perf_counter(), []
+    optimisers, starts = optimisers_for(method, plan), [time.perf_counter()]
     for step, views in enumerate(forever(loader, steps)):
         schedule(optimisers, plan, step)
         loss = method(views, step / steps)
@@ -179,16 +231,21 @@ def theirs(name: str, out: Path, settings: argparse.Namespace, steps: int, like:
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        rates.append(batch_size / (time.perf_counter() - began))
-        began = time.perf_counter()
-        if step % max(1, steps // 10) == 0:
-            print(f"{name}: step {step}/{steps}  loss {loss.item():.4f}  {statistics.median(rates[-50:]):.0f} images/s")
-    (out / "timing.jsonl").write_text("".join(json.dumps({"images_per_second": rate}) + "\n" for rate in rates))
-    inner = method.backbone.vit if name == "lightly-mae" else method.backbone
-    state = interop.from_timm({key: value.detach().clone() for key, value in inner.state_dict().items()})
-    known = models.build(settings.encoder, image_size=(32, 32), pool=like.settings["encoder"]["pool"])
-    known.load_state_dict(state)
-    interop.save(known, out / "encoder", {"name": settings.encoder, "preprocess": Preprocess(3, MEAN, STD).to_dict()})
+        starts.append(time.perf_counter())
+        if out is None and len(starts) > 2 * WARM and starts[-1] - starts[WARM] > SECONDS:
+            break
+        if out is not None and step % max(1, steps // 10) == 0:
+            print(f"{name}: step {step}/{steps}  loss {loss.item():.4f}", flush=True)
+    if out is not None:
+        inner = method.backbone.vit if name == "lightly-mae" else method.backbone
+        state = interop.from_timm({key: value.detach().clone() for key, value in inner.state_dict().items()})
+        known = models.build(settings.encoder, image_size=(32, 32), pool=kind.ENCODER["pool"])
+        known.load_state_dict(state)
+        out.mkdir(parents=True, exist_ok=True)
+        interop.save(
+            known, out / "encoder", {"name": settings.encoder, "preprocess": Preprocess(3, MEAN, STD).to_dict()}
+        )
+    return batch_size * (len(starts) - 1 - WARM) / (starts[-1] - starts[WARM])
 
 
 def forever(loader: DataLoader, steps: int) -> Iterator[Any]:
@@ -209,25 +266,9 @@ def collection(settings: argparse.Namespace) -> tuple[str, str]:
     return str(folder / "train*.parquet"), str(folder / test)
 
 
-def unlabelled(settings: argparse.Namespace) -> str:
-    """The training images alone."""
-    path = settings.out / "images.parquet"
-    if not path.is_file():
-        parquet.write_table(table(settings).select(["image"]), path)
-    return str(path)
-
-
 def table(settings: argparse.Namespace) -> pyarrow.Table:
     parts = sorted(Path(collection(settings)[0]).parent.glob("train*"))
     return pyarrow.concat_tables(parquet.read_table(path) for path in parts)
-
-
-def train(name: str, settings: argparse.Namespace, out: Path, length: dict[str, Any]) -> None:
-    if name in THEIRS:
-        like = Run(out.parent / name.removeprefix("lightly-"))
-        theirs(name, out, settings, length.get("steps") or like.history()[-1]["step"], like)
-    else:
-        ours(name, out, settings, length)
 
 
 def judge(settings: argparse.Namespace) -> None:
@@ -260,23 +301,20 @@ def main() -> None:
     for name in settings.only if "rates" in settings.phases else ():
         if name in BROKEN:
             continue
-        length = {"steps": 2 * WARM, "data": unlabelled(settings)}  # so that nothing is judged
-        train(name, settings, settings.out / "rates" / name, length)
-        lines = (settings.out / "rates" / name / "timing.jsonl").read_text().splitlines()
-        rate = statistics.median(json.loads(line)["images_per_second"] for line in lines[WARM:])
+        rate = rate_of_ours(name, settings) if name in OURS else theirs(name, None, settings, 1000)
         rates = (json.loads(known.read_text()) if known.is_file() else {}) | {name: rate}
         known.write_text(json.dumps(rates, indent=2) + "\n")
         print(f"{name}: {rate:.1f} images/s", flush=True)
     for name in settings.only if "train" in settings.phases else ():
-        if settings.epochs is not None:
-            train(name, settings, settings.out / name, {"epochs": settings.epochs})
-            continue
-        like = "dino" if name in BROKEN else name.removeprefix("lightly-")
-        batch_size = Run(settings.out / "rates" / like).settings["settings"]["batch_size"]
         share = 1 / 3 if name in BROKEN else 1 / 2 if name in ("dvae", *TOKENS) else 1
         rate = json.loads(known.read_text())["dino" if name in BROKEN else name]
-        steps = round(share * settings.seconds * rate / batch_size)
-        train(name, settings, settings.out / name, {"steps": steps})
+        batch_size = chosen(name.removeprefix("lightly-"), settings, 1000)["batch_size"]
+        views = share * (settings.seconds * rate if settings.epochs is None else settings.epochs * len(table(settings)))
+        length = {"steps": round(views / batch_size)}
+        if name in THEIRS:
+            theirs(name, settings.out / name, settings, length["steps"])
+        else:
+            ours(name, settings.out / name, settings, length)
     if "compare" in settings.phases:
         judge(settings)
 
