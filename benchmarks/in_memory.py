@@ -35,7 +35,8 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from unmask import models
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Loader
-from unmask.data.sources import Source, open_source
+from unmask.data.source import Source
+from unmask.data.sources import open_source
 from unmask.methods.mae import MAE
 from unmask.training import engine
 from unmask.training.engine import Clock

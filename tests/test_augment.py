@@ -16,7 +16,8 @@ from torch import Tensor
 from unmask.data.augment import OPERATIONS, UNCHANGED, View, sample_seeds
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Key, Loader, Renderer, coloured
-from unmask.data.sources import Source, open_source
+from unmask.data.source import Source
+from unmask.data.sources import open_source
 
 ALL = View((24, 20), jitter=(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=0.5, solarise=0.2)
 COLOUR = Preprocess(3, (0.5,) * 3, (0.25,) * 3)

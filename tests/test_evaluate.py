@@ -16,7 +16,7 @@ from torch import nn
 
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Batch
-from unmask.data.sources import Source
+from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.evaluate import features, knn, linear, metrics, splits
 from unmask.training.engine import Clock, fit

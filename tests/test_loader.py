@@ -15,7 +15,8 @@ from PIL import Image
 from unmask.data.augment import View, sample_seeds, uniform
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Loader, _begin_worker
-from unmask.data.sources import Source, open_source
+from unmask.data.source import Source
+from unmask.data.sources import open_source
 from unmask.errors import BadInput
 
 GREY = Preprocess(1, (0.5,), (0.25,))

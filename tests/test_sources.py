@@ -17,7 +17,8 @@ from PIL import Image
 
 from unmask.data import sources
 from unmask.data.decode import UnreadableImage
-from unmask.data.sources import Crops, Source, open_source, require_classes
+from unmask.data.source import Source, require_classes
+from unmask.data.sources import Crops, open_source
 from unmask.errors import BadInput
 
 

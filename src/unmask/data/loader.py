@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from unmask.data.augment import View, sample_seeds
 from unmask.data.decode import Preprocess, Shrunk, UnreadableImage
-from unmask.data.sources import Source
+from unmask.data.source import Source
 from unmask.errors import BadInput
 
 KEPT = 2**30

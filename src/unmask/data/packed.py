@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,10 +32,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from unmask.data.decode import UnreadableImage
+from unmask.data.source import Source
 from unmask.errors import BadInput
-
-if TYPE_CHECKING:
-    from unmask.data.sources import Source
 
 VERSION = 1
 SHARD = 2**28
@@ -215,7 +213,7 @@ class Piece(NamedTuple):
 class Packer:
     """The part of packing that runs in workers: numbers of images in, their pieces out."""
 
-    source: "Source"
+    source: Source
     layout: Layout
 
     def __getitem__(self, numbers: np.ndarray) -> list[Piece]:
@@ -259,7 +257,7 @@ def no_jpeg(channels: int, height: int, width: int, dtype: str) -> str | None:
 
 
 def pack(
-    source: "Source",
+    source: Source,
     folder: Path,
     layout: Layout,
     *,
@@ -315,7 +313,7 @@ def begun(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _arrow(source: "Source") -> pa.Table:
+def _arrow(source: Source) -> pa.Table:
     try:
         return pa.Table.from_pandas(source.table, preserve_index=False).replace_schema_metadata()
     except pa.ArrowException as error:
@@ -351,7 +349,7 @@ def _begin(folder: Path, facts: dict[str, Any], table: pa.Table) -> None:
 
 
 def _fill(
-    source: "Source",
+    source: Source,
     folder: Path,
     layout: Layout,
     workers: int,
@@ -388,7 +386,7 @@ def _fill(
             writer.discard()
 
 
-def _pieces(source: "Source", layout: Layout, first: int, workers: int) -> Iterator[Piece]:
+def _pieces(source: Source, layout: Layout, first: int, workers: int) -> Iterator[Piece]:
     """Those of the images from number `first` on, in order."""
     numbers = np.arange(first, len(source))
     chunks = [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]

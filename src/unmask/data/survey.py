@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unmask.data.decode import UnreadableImage, content, content_box, thumbnail
-from unmask.data.sources import Source
+from unmask.data.source import Source
 from unmask.errors import BadInput
 
 COMPARED_PIXELS = 5_000_000_000  # decoded for near duplicates at most: a minute or two of a processor

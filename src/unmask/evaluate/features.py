@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unmask.data.augment import View
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Loader
-from unmask.data.sources import Source
+from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.training.engine import autocast, console
 

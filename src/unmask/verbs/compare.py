@@ -13,7 +13,8 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from unmask import figures
-from unmask.data.sources import open_source, require_classes
+from unmask.data.source import require_classes
+from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.evaluate import splits
 from unmask.evaluate.features import extract, pixels

@@ -17,7 +17,8 @@ from tyro.conf import Positional
 from unmask.data.decode import UnreadableImage
 from unmask.data.packed import Layout, begun, no_jpeg
 from unmask.data.packed import pack as write_store
-from unmask.data.sources import Source, open_source
+from unmask.data.source import Source
+from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.training.engine import console
 from unmask.training.run import write

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-import unmask
 from unmask import figures, models
 from unmask.data.augment import View
 from unmask.data.decode import Preprocess, measure
 from unmask.data.loader import Loader
-from unmask.data.sources import Source, open_source
+from unmask.data.source import Source
+from unmask.data.sources import open_source
 from unmask.data.survey import survey
 from unmask.errors import BadInput
 from unmask.methods import METHODS
@@ -241,7 +241,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
             "name": value["encoder"],
             "method": method,
             "preprocess": preprocess.to_dict(),
-            "unmask": unmask.__version__,
+            "unmask": version("unmask"),
         }
         interop.save(trained.encoder, run.folder / "encoder", known)
         draw(run, trained, watch, preprocess)
@@ -356,7 +356,7 @@ def described(
 ) -> dict[str, Any]:
     """What settings.yaml says."""
     return {
-        "unmask": unmask.__version__,
+        "unmask": version("unmask"),
         "torch": str(torch.__version__),
         "torchvision": version("torchvision"),
         "python": platform.python_version(),

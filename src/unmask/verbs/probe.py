@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tyro.conf import Positional
 
 from unmask.data.decode import Preprocess
-from unmask.data.sources import Source, open_source, require_classes
+from unmask.data.source import Source, require_classes
+from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.evaluate import knn, linear, metrics, splits
 from unmask.evaluate.features import extract, pixels, standardise
