@@ -177,10 +177,10 @@ def verdict(history):
 
 
 def test_it_learns_digits():
-    """From 0.34 to 0.49 by k-NN; targets stay apart (0.77)."""
+    """From 0.34 to 0.60 by k-NN (three other seeds: 0.54 to 0.64, 0.40 to 0.62, 0.48 to 0.59); targets stay apart (0.82)."""
     method = learner()
     untrained = knn_of(method.encoder)
-    history = learn(method)
+    history = learn(method, 300)
     assert history[-1]["target_std"] > 0.6 and history[-1]["ratio"] < 0.6
     assert knn_of(method.encoder) > untrained + 0.08
     assert verdict(history) == "learning"

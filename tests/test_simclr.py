@@ -213,7 +213,7 @@ def test_rates_are_the_papers():
 
 def test_small_images_take_the_recipe_of_cifar_10_with_reasons():
     for size, found in (((32, 48), (0.5, 0.5, 0.0)), ((64, 64), (0.5, 0.5, 0.0)), ((96, 80), (0.1, 1.0, 0.5))):
-        own, reasons = SimCLR.suit(Settings(), 1000, 64, size)
+        own, reasons = SimCLR.suit(Settings(), 1000, 64, size, 100)
         assert (own.temperature, own.strength, own.blur) == found
         assert set(reasons) == {"temperature", "strength", "blur"} and all(reasons.values())
     own, reasons = SimCLRv2.suit(SettingsV2(temperature=0.2, blur=0.1), 1000, 64, (32, 32), 100)
@@ -282,7 +282,7 @@ def test_it_learns_nothing_from_pairs_that_are_none():
 
 
 GOLDEN = {
-    "v1": [4.928645, 4.86533, 4.912961, 4.805297, 4.89922, 4.753453, 4.755536, 4.820348, 4.550585, 4.835255],
+    "v1": [4.928645, 4.865243, 4.911428, 4.807188, 4.89353, 4.771279, 4.74265, 4.793067, 4.540889, 4.838097],
     "v2": [5.358587, 5.363235, 5.444794, 5.366535, 5.571058, 5.447835, 5.422747, 5.467539, 5.163663, 5.50147],
 }
 
