@@ -141,6 +141,14 @@ def test_the_python_face_is_the_command_line(crops, tmp_path):
     encoder, preprocess = unmask.load(tmp_path / "run")
     assert encoder(preprocess.normalise(torch.zeros(2, 3, 32, 48, dtype=torch.uint8))).shape == (2, 384)
     assert unmask.inspect(crops)["count"] == 40
+    assert unmask.reconstruct(tmp_path / "run", crops, out=tmp_path / "r.png") == tmp_path / "r.png"
+    assert unmask.attend(tmp_path / "run", crops, out=tmp_path / "a.png", mass=0.5) == tmp_path / "a.png"
+    assert Image.open(tmp_path / "r.png").width > 100 and Image.open(tmp_path / "a.png").width > 100
+    timm = unmask.export(tmp_path / "run", out=tmp_path / "t.safetensors")
+    assert "blocks.0.attn.qkv.weight" in load_file(timm)
+    with pytest.raises(unmask.BadInput, match="no layout is called 'caffe'"):
+        unmask.export(tmp_path / "run", out=tmp_path / "t.safetensors", to="caffe")
+    assert unmask.plan("vit-tiny/8", image_size="32", batch_size=4, device="cpu")["parameters"] > 5e6
     with pytest.raises(unmask.BadInput, match="batchsize"):
         unmask.pretrain("mae", data=crops, out=tmp_path / "other", batchsize=3)
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from unmask.errors import BadInput
 
-__all__ = ["BadInput", "compare", "embed", "inspect", "load", "pack", "pretrain", "probe"]
+__all__ = ["BadInput", "attend", "compare", "embed", "export", "inspect", "load", "pack", "plan", "pretrain", "probe"]
+__all__ += ["reconstruct"]
 __version__ = version("unmask")
 
 
@@ -69,6 +70,38 @@ def embed(run: str | Path, *, data: str | Path, **settings: Any):
     from unmask.verbs.embed import embed as vectors
 
     return vectors(Embed(str(run), str(data), **settings))
+
+
+def reconstruct(run: str | Path, *images: str | Path, out: str | Path, **settings: Any) -> Path:
+    """Draw what a masked autoencoder paints where it cannot see, as `unmask reconstruct` does. Returns where."""
+    from unmask.verbs.reconstruct import Reconstruct
+    from unmask.verbs.reconstruct import reconstruct as draw
+
+    return draw(Reconstruct(str(run), tuple(map(str, images)), Path(out), **settings))
+
+
+def attend(run: str | Path, *images: str | Path, out: str | Path, **settings: Any) -> Path:
+    """Draw where a ViT looks, head by head, and the object that follows, as `unmask attend` does. Returns where."""
+    from unmask.verbs.attend import Attend
+    from unmask.verbs.attend import attend as draw
+
+    return draw(Attend(str(run), tuple(map(str, images)), Path(out), **settings))
+
+
+def export(run: str | Path, *, out: str | Path, to: str = "timm") -> Path:
+    """Write an encoder as another library reads it, as `unmask export` does. Returns where."""
+    from unmask.verbs.export import Export
+    from unmask.verbs.export import export as write
+
+    return write(Export(str(run), Path(out), to))  # type: ignore[arg-type]
+
+
+def plan(encoder: str, **settings: Any) -> dict[str, Any]:
+    """What a training will need of memory and time, as `unmask plan` prints."""
+    from unmask.verbs.plan import Plan
+    from unmask.verbs.plan import plan as reckon
+
+    return reckon(Plan(encoder, **settings))
 
 
 def inspect(data: str | Path, **settings: Any) -> dict[str, Any]:

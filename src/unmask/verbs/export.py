@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tyro.conf import Positional
 
@@ -29,6 +29,8 @@ class Export:
 def export(settings: Export) -> Path:
     """Write the encoder and return where. BadInput where the layout cannot hold it or the place cannot be written."""
     out, to = settings.out, settings.to
+    if to not in (kinds := get_args(Export.__annotations__["to"])):
+        raise BadInput(f"no layout is called {to!r}: use one of {', '.join(kinds)}")
     ending = {"timm": ".safetensors", "mae": ".safetensors", "onnx": ".onnx"}.get(to)
     if ending and out.suffix != ending:
         raise BadInput(f"--out {out}: a file for {to} ends in {ending}")
