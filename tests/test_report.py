@@ -235,6 +235,17 @@ def test_curves(lines):
     opened(figures.curves([{"step": 1, "epoch": 0.1, "loss": 1.0}]))
 
 
+def test_a_place_without_a_panel_is_empty():
+    lines = [{"step": i, "epoch": 1.0, "loss": 1.0, "lr": 0.1, "rank": 3.0, "accuracy": 0.5} for i in (1, 2)]
+    picture = np.asarray(Image.open(io.BytesIO(figures.curves(lines))).convert("L"))
+    height, width = picture.shape
+    assert (
+        picture[height * 6 // 10 :, width * 6 // 10 :].min()
+        == 255
+        > picture[height * 6 // 10 :, : width * 4 // 10].min()
+    )
+
+
 @pytest.mark.parametrize("grid", [(8, 8), (10, 14), (1, 12), (16, 2)])
 def test_positions(grid):
     positions = F.normalize(sincos_positions(32, grid), dim=-1)

@@ -36,6 +36,10 @@ PANELS = (
     ("information", "what the teacher tells of an image, nats", "0 is collapse"),
     ("teacher_entropy", "entropy of the teacher's outputs, nats", "with information 0: one output, or all alike"),
     ("kl", "student away from the teacher, nats", "below the information: it foretells it"),
+    ("accuracy", "right answers to the task itself", "its own other view, or token, picked from all"),
+    ("target_std", "how far the targets are apart", "0 to 1; below 0.2 is collapse"),
+    ("perplexity", "tokens in use, as if evenly", "below 2 is collapse"),
+    ("token_kl", "what a token may say, nats", "below 0.1 is collapse"),
     ("knn", "k-NN accuracy while training", "higher is better"),
     ("lr", "learning rate", "warm-up, then cosine"),
     ("grad_norm", "norm of the gradient", "jumps are a warning"),
@@ -208,7 +212,7 @@ def curves(history: Sequence[dict[str, Any]]) -> bytes:
         return png(figure)
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)  # type: ignore[union-attr]
     places = figure.subplots(lines, columns, squeeze=False).flat
-    for axes, (key, title, hint) in zip(places, panels, strict=False):
+    for (key, title, hint), axes in zip(panels, places, strict=False):  # in this order zip takes no place too many
         x, y, unit = series(history, key)
         axes.plot(x, y, color=BLUE, linewidth=1.8, marker="o" if len(x) < 30 else None, markersize=4, clip_on=False)
         tidy(axes, unit, x)
@@ -224,7 +228,7 @@ def curves(history: Sequence[dict[str, Any]]) -> bytes:
             axes.set_ylim(0, 1.12 * high if high > 0 else 1)
         if key == "lr":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    for axes in list(places):  # zip left those without a panel
+    for axes in places:  # those left without a panel
         axes.set_axis_off()
     return png(figure)
 

@@ -143,6 +143,11 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
     )
 
 
+NAMES = {"moco": "MoCo", "moco-v2": "MoCo v2", "moco-v3": "MoCo v3", "simclr": "SimCLR", "simclr-v2": "SimCLR v2"}
+NAMES |= {"beit": "BEiT", "dvae": "Discrete VAE"}
+"""Methods that are not written in capitals."""
+
+
 # The parts of the page, in order; each is empty where it has nothing to say
 
 
@@ -150,9 +155,9 @@ def heading(settings: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """What was trained, on what, how many, when."""
     data = settings.get("data") or {}
     encoder = (settings.get("encoder") or {}).get("name") or (settings.get("settings") or {}).get("encoder") or ""
-    images = result.get("images", data.get("images"))
+    images, method = result.get("images", data.get("images")), str(settings.get("method", "run"))
     words = [
-        f"{str(settings.get('method', 'run')).upper()} {encoder}".strip(),
+        f"{NAMES.get(method, method.upper())} {encoder}".strip(),
         str(data.get("name", "")),
         f"{images:,} images" if images else "",
         str(settings.get("date", ""))[:16].replace("T", " "),

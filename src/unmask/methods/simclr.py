@@ -149,7 +149,7 @@ class SimCLR(Method):
                 remembered = remembered.unflatten(0, (2, -1)).transpose(0, 1)  # (B, 2, d): in the order of the images,
                 remembered = distributed.gather(remembered).flatten(0, 1)  # (2N, d), which is that of one process
                 self.memory = torch.cat([remembered, self.memory])[: self.settings.memory]  # first in, first out
-        return {"loss": loss, "uninformed": loss.new_tensor(math.log(candidates)), "contrast_accuracy": found}
+        return {"loss": loss, "uninformed": loss.new_tensor(math.log(candidates)), "accuracy": found}
 
     def after_step(self, clock: Clock) -> None:
         if self.memory_network is not None:
