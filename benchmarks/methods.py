@@ -83,9 +83,9 @@ def asked(name: str, settings: argparse.Namespace, tokens: Path) -> tuple[str, d
     return "dino" if name in BROKEN else name.removesuffix("-tokens"), options
 
 
-def ours(name: str, out: Path, settings: argparse.Namespace, length: dict[str, Any]) -> None:
+def ours(name: str, out: Path, settings: argparse.Namespace, steps: int) -> None:
     method, options = asked(name, settings, out.parent / "dvae")
-    unmask.pretrain(method, data=collection(settings)[0], out=out, **options, **length)
+    unmask.pretrain(method, data=collection(settings)[0], out=out, steps=steps, **options)
 
 
 class Enough(Exception):
@@ -136,7 +136,7 @@ def rate_of_ours(name: str, settings: argparse.Namespace) -> float:
 class LightlySimCLR(nn.Module):
     transform = SimCLRTransform(input_size=32, gaussian_blur=0.0, normalize={"mean": MEAN, "std": STD})
 
-    def __init__(self, patch: int, steps: int):
+    def __init__(self, patch: int):
         super().__init__()
         self.backbone = vit(patch)
         self.head, self.criterion = SimCLRProjectionHead(192, 2048, 128), NTXentLoss()
@@ -156,14 +156,14 @@ class LightlyDINO(nn.Module):
         normalize={"mean": MEAN, "std": STD},
     )
 
-    def __init__(self, patch: int, steps: int):
+    def __init__(self, patch: int):
         super().__init__()
         self.backbone, self.teacher = vit(patch), vit(patch)
-        self.head, self.teacher_head = (DINOProjectionHead(192, output_dim=4096) for _ in range(2))
+        self.head, self.teacher_head = (DINOProjectionHead(192, output_dim=2048) for _ in range(2))
         self.teacher.load_state_dict(self.backbone.state_dict())
         self.teacher_head.load_state_dict(self.head.state_dict())
         self.teacher.requires_grad_(False), self.teacher_head.requires_grad_(False)
-        self.criterion = DINOLoss(4096)
+        self.criterion = DINOLoss(2048)
 
     def forward(self, views: list[Tensor], progress: float) -> Tensor:
         momentum = 1 - (1 - 0.996) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -179,9 +179,6 @@ class LightlyDINO(nn.Module):
 
 class LightlyPlainMAE(LightlyMAE):
     transform = None  # what in_memory.py crops with
-
-    def __init__(self, patch: int, steps: int):
-        super().__init__(patch)
 
     def forward(self, views: Tensor, progress: float) -> Tensor:
         return super().forward(views)
@@ -215,7 +212,7 @@ def theirs(name: str, out: Path | None, settings: argparse.Namespace, steps: int
     torch.manual_seed(0)
     patch, kind = int(settings.encoder.rpartition("/")[2]), METHODS[name.removeprefix("lightly-")]
     recipe = chosen(name.removeprefix("lightly-"), settings, steps)
-    method = THEIRS[name](patch, steps).train()
+    method = THEIRS[name](patch).train()
     images = Views(open_source(collection(settings)[0]), method.transform)
     workers, batch_size = os.cpu_count() or 1, recipe["batch_size"]
     loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
@@ -310,11 +307,11 @@ def main() -> None:
         rate = json.loads(known.read_text())["dino" if name in BROKEN else name]
         batch_size = chosen(name.removeprefix("lightly-"), settings, 1000)["batch_size"]
         views = share * (settings.seconds * rate if settings.epochs is None else settings.epochs * len(table(settings)))
-        length = {"steps": round(views / batch_size)}
+        steps = round(views / batch_size)
         if name in THEIRS:
-            theirs(name, settings.out / name, settings, length["steps"])
+            theirs(name, settings.out / name, settings, steps)
         else:
-            ours(name, settings.out / name, settings, length)
+            ours(name, settings.out / name, settings, steps)
     if "compare" in settings.phases:
         judge(settings)
 

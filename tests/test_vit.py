@@ -169,6 +169,14 @@ def test_some_queries_are_a_part_of_all():
         close(block(x, queries), block(x)[:, queries])
 
 
+@pytest.mark.parametrize("positions", ["sincos", "relative"])
+def test_attention_without_gradients_is_the_same(positions):
+    vit, images = small(positions=positions), pictures(2, 3, 32, 48)
+    with torch.no_grad():
+        frozen = vit(images)
+    close(frozen, vit(images))
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     drop, x = DropPath(0.3), torch.ones(20000, 2, 2)

@@ -43,8 +43,8 @@ def extract(
     The encoder is moved to `device`, put in evaluation mode meanwhile and left in the mode it came in; the caller's
     random numbers are left as they were, so that a run does not depend on whether it was probed.
 
-    encoder: images (B, C, *image_size) to vectors (B, D). batch_size: 64 on a CPU if not given, which makes it no
-    slower and needs less memory than training, 256 elsewhere. title: what the progress bar says; None for no bar.
+    encoder: images (B, C, *image_size) to vectors (B, D). batch_size: 64 on a CPU if not given, so that judging takes
+    no more memory than training did, 256 elsewhere. title: what the progress bar says; None for no bar.
     Raises BadInput if no image can be read.
     """
     view = View(image_size, crop_scale=None, flip=0)

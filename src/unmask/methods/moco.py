@@ -20,7 +20,8 @@ Deviations from the reference code, none of which changes the function learnt:
 Deviations that do: the queue begins empty, not with random vectors, which any image is told from: the loss would begin
 near 0 and rise, here it always stands beside that of an encoder that knows nothing; a view's grey comes behind its jitter,
 in version 1, too; blurs are in proportion to the image (2 pixels are meant for 224); weight decay is for matrices alone;
-timm's ResNets begin with the last norm of each block at 0; and a collection smaller than ImageNet gets the queue, the
+timm's ResNets begin with the last norm of each block at 0; a ViT, which the papers do not train, takes MoCo v3's recipe, but
+its projection of patches is trained, too; and a collection smaller than ImageNet gets the queue, the
 momentum and the parts of a batch that are printed with their reasons.
 """
 

@@ -265,7 +265,8 @@ def seed_of(*numbers: int) -> int:
 @torch.no_grad()
 def encode(encoder: nn.Module, images: Tensor, device: torch.device, batch_size: int = 16) -> Tensor:
     """Vectors (B, D) of images (B, C, H, W), the encoder in evaluation mode meanwhile. In float32: the rounding of bf16,
-    0.4%, would hide how alike the vectors of a collapsed encoder are."""
+    0.4%, would hide how alike the vectors of a collapsed encoder are. Few at once: watching must not take the memory that
+    training has to spare."""
     training = encoder.training
     encoder.eval()
     vectors = torch.cat([encoder(part.to(device)) for part in images.split(batch_size)])

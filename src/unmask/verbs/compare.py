@@ -144,7 +144,7 @@ def facts(path: str) -> dict[str, Any]:
         "method": settings["method"],
         "encoder": settings["settings"]["encoder"],
         "verdict": done.get("verdict"),
-        "image_views": steps * settings["settings"]["batch_size"] * settings.get("views", 1),  # MAE's, in older runs
+        "image_views": steps * settings["settings"]["batch_size"] * settings["views"],
         "seconds": sum(line["seconds"] for line in history),
     }
 
