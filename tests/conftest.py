@@ -4,6 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from unmask.data.decode import Preprocess
+from unmask.data.sources import open_source
+from unmask.evaluate import knn
+from unmask.evaluate.features import extract, standardise
+
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 
@@ -14,3 +19,18 @@ def data_dir() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("UNMASK_DATA_DIR does not name the folder of real data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def knn_of():
+    def judge(encoder) -> float:
+        """k-NN accuracy on the digits: the first 1,200 judge the others."""
+        source = open_source("digits")
+        options = {"device": torch.device("cpu"), "precision": "float32"}
+        vectors, _ = extract(encoder, source, Preprocess(1, (0.3,), (0.37,)), (8, 8), **options)
+        targets = torch.from_numpy(source.targets())
+        train, test = standardise(vectors[:1200], vectors[1200:])
+        predicted, _ = knn.predict(train, targets[:1200], test, 10)
+        return float((predicted == targets[1200:]).float().mean())
+
+    return judge
