@@ -1,20 +1,24 @@
 """Training with DINO from end to end, images read from disk, beside the same built of lightly's parts, in turns.
 
-    UNMASK_DATA_DIR=… uv run python benchmarks/dino_step.py [--encoder vit-tiny/16] [--batch-size 16] [--rounds 3]
+    UNMASK_DATA_DIR=… uv run --with lightly-train python benchmarks/dino_step.py [--encoder vit-tiny/16] [--rounds 3]
 
 224 px, two large crops and eight small ones, photographs of full size (imagenet-samples), decoded, cropped and coloured in
-workers, on as many threads as there are cores for both. Three contestants: ours with the 65,536 outputs of ImageNet, ours
-with the outputs chosen for so many images, and lightly's with 65,536: its DINOTransform in torch's DataLoader, timm's ViT
+workers, on as many threads as there are cores for both. Four contestants: ours with the 65,536 outputs of ImageNet, ours
+with the outputs chosen for so many images; lightly's with 65,536: its DINOTransform in torch's DataLoader, timm's ViT
 with resampled positions, its DINOProjectionHead, DINOLoss, update_momentum and AdamW, as in its example of DINO, but with
-bf16 autocast as ours. In each round every contestant makes some steps, beginning with one that is not counted; ratios are
-taken round by round, and their median is quoted. Loaders stop between turns.
+bf16 autocast as ours; and, where it is installed, lightly-train as its users run it, in a process of its own for each turn,
+with the outputs (1,024) and the precision that it chooses. In each round every contestant makes some steps, beginning with
+one that is not counted; ratios are taken round by round, and their median is quoted. Loaders stop between turns.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -104,8 +108,41 @@ class Lightly:
         self.optimiser.zero_grad()
 
 
-def turn(contestant, settings: argparse.Namespace) -> float:
+def lightly_train(folder: Path, settings: argparse.Namespace) -> float:
+    """Images a second of lightly-train's whole training, from the first step's start to the last one's."""
+    import lightly_train
+    from lightly_train._methods.dino.dino import DINO as Theirs
+
+    starts, plain = [], Theirs.training_step_impl
+
+    def timed(*args, **kwargs):
+        starts.append(time.perf_counter())
+        return plain(*args, **kwargs)
+
+    Theirs.training_step_impl = timed
+    model = "timm/" + settings.encoder.replace("-", "_").replace("/", "_patch") + "_224"
+    with tempfile.TemporaryDirectory() as out:
+        lightly_train.pretrain(
+            out=out,
+            overwrite=True,
+            data=str(folder),
+            model=model,
+            method="dino",
+            batch_size=settings.batch_size,
+            num_workers=settings.workers,
+            optim="adamw",
+            accelerator="cpu",
+            epochs=1000,
+            trainer_args={"max_steps": settings.steps + 2},
+        )
+    return settings.steps * settings.batch_size / (starts[-1] - starts[1])
+
+
+def turn(contestant, folder: Path, settings: argparse.Namespace) -> float:
     """Images a second, reading among it."""
+    if contestant is lightly_train:
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            return alone.apply(lightly_train, (folder, settings))
     stream = contestant.batches()
     contestant.step(next(stream))
     began = time.perf_counter()
@@ -133,13 +170,17 @@ def main() -> None:
         "unmask": Ours(folder, settings, None),
         "lightly": Lightly(folder, settings),
     }
+    if importlib.util.find_spec("lightly_train"):
+        contestants["lightly-train"] = lightly_train
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(settings.rounds):
         for name, contestant in contestants.items():
-            rates[name].append(turn(contestant, settings))
+            rates[name].append(turn(contestant, folder, settings))
     results = {name: {"images_per_second": statistics.median(values)} for name, values in rates.items()}
     for name, values in rates.items():
-        results[name]["over_lightly"] = statistics.median(a / b for a, b in zip(values, rates["lightly"], strict=True))
+        for peer in sorted(set(rates) & {"lightly", "lightly-train"}):
+            ratios = [a / b for a, b in zip(values, rates[peer], strict=True)]
+            results[name][f"over_{peer}"] = statistics.median(ratios)
         print(f"{name}: {', '.join(f'{k} {v:.2f}' for k, v in results[name].items())}")
     if settings.out:
         settings.out.write_text(json.dumps(results, indent=2) + "\n")

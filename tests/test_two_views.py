@@ -79,6 +79,10 @@ def test_a_run_ends_with_a_verdict_and_tests_the_vectors_on_both_sides_of_the_he
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(method.encoder(x), again(x))
     assert method.projection(method.encoder(x)).shape == (2, method.settings.projection)
+    later = unmask.probe(run, data=str(pictures / "train"), test=str(pictures / "test"), precision="float32", workers=0)
+    assert {test: later[test]["projection"] for test in ("knn", "linear")} == {
+        test: probe[test]["projection"] for test in ("knn", "linear")
+    }
 
 
 @pytest.mark.parametrize("name", ["simclr", "simclr-v2", "byol"])

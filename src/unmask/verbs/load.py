@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unmask.data.decode import Preprocess
 from unmask.errors import BadInput
 from unmask.methods import METHODS
+from unmask.methods.byol import BYOL
 from unmask.methods.mae import MAE, Settings
+from unmask.methods.simclr import SimCLR
 from unmask.models import Encoder, interop, rebuild
 from unmask.models.dvae import TokenEncoder, Tokenizer
 from unmask.models.vit import ViT
@@ -45,6 +49,17 @@ def load_run(folder: str | Path) -> tuple[Any, Preprocess]:
     method = kind(rebuild(stored["encoder"]), revive(kind.Settings, stored["method_settings"]))
     method.load_state_dict(state["method"])
     return method.eval(), Preprocess.from_dict(stored["preprocess"])
+
+
+def load_projection(path: str | Path) -> nn.Module | None:
+    """The head behind a run's encoder, which its loss saw and which is thrown away: None where the method has none, or nothing
+    is left of it."""
+    if not (Path(path) / "settings.yaml").is_file():
+        return None
+    run = Run(path)
+    if not issubclass(METHODS[run.settings["method"]], SimCLR | BYOL) or not run.checkpoints():
+        return None
+    return load_run(path)[0].projection
 
 
 def load_tokenizer(path: str | Path, preprocess: Preprocess) -> Tokenizer:

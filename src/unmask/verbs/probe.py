@@ -23,7 +23,7 @@ from unmask.models import rebuild
 from unmask.training import engine, health
 from unmask.training.engine import console
 from unmask.training.run import write
-from unmask.verbs.load import load
+from unmask.verbs.load import load, load_projection
 from unmask.verbs.report import write_report
 
 NAMES = {
@@ -85,6 +85,7 @@ def probe(settings: Probe) -> dict[str, Any]:
         device=device,
         precision=precision,
         workers=settings.workers,
+        projection=load_projection(settings.run),
     )
     show(result)
     inside = Path(settings.run) / "settings.yaml"
