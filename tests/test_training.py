@@ -289,6 +289,7 @@ def test_the_verdict_names_what_is_wrong(history, lr, word, says):
         (0.05, 0.02, 0.0, "collapsed", "one output dominates"),
         (0.31, 0.46, 0.51, "collapsed", "few outputs dominate: the teacher uses them as if there were 2.3 of 992"),
         (6.9, 0.01, 0.005, "collapsed", "all outputs are alike"),
+        (6.85, 0.035, 0.045, "collapsed", "all outputs are alike"),
         (5.5, 0.9, 0.01, "collapsed", "all outputs are alike"),
         (3.0, 0.5, 2.0, "learning", "0.50 nats"),
         (6.0, 0.8, 1.2, "learning", "0.80 nats"),  # its loss, 6.8 of 6.9, says nothing of what it learnt
