@@ -20,6 +20,7 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import timm
@@ -141,8 +142,8 @@ def lightly_train(folder: Path, settings: argparse.Namespace) -> float:
 def turn(contestant, folder: Path, settings: argparse.Namespace) -> float:
     """Images a second, reading among it."""
     if contestant is lightly_train:
-        with multiprocessing.get_context("spawn").Pool(1) as alone:
-            return alone.apply(lightly_train, (folder, settings))
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+            return alone.submit(lightly_train, folder, settings).result()
     stream = contestant.batches()
     contestant.step(next(stream))
     began = time.perf_counter()

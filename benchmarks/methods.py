@@ -275,7 +275,14 @@ def judge(settings: argparse.Namespace) -> None:
     parquet.write_table(every.take(np.sort(chosen)), few)
     runs = tuple(str(settings.out / name) for name in settings.only if name not in ("dvae", *BROKEN))
     found = compare(Compare(runs, data=str(few), test=test, out=settings.out / "comparison"))
+    for run in found["runs"].values():
+        del run["path"], run["seconds"]  # training may have been slowed down; rates say what it takes alone
     found["rates"] = json.loads((settings.out / "rates.json").read_text())
+    results = {name: settings.out / name / "result.json" for name in settings.only if name not in THEIRS}
+    results = {name: json.loads(path.read_text()) for name, path in results.items()}
+    found["verdicts"] = {
+        name: {key: each[key] for key in ("verdict", "sentence", "steps")} for name, each in results.items()
+    }
     (settings.out / "methods.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
