@@ -65,6 +65,14 @@ def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat(halves, dim=1).float()
 
 
+def sine_positions(dim: int, count: int) -> Tensor:
+    """Fixed positions of a sequence, (count, dim) float32 (Vaswani et al. 2017, section 3.5): sines and cosines in turn, of
+    frequencies that fall with the dimension; `dim` even."""
+    frequencies = 10000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angles = torch.arange(count).double()[:, None] * frequencies  # (count, dim/2)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).float()
+
+
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Positions (N, D) learnt on the grid `old`, interpolated (bicubic, antialiased) to the grid `new`."""
     if old == new:
@@ -133,16 +141,18 @@ def to_compute_dtype(x: Tensor) -> Tensor:
 
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017), with queries for some of the tokens only when asked, and a bias for
-    relative positions if it is given one."""
+    relative positions if it is given one. dropout: share of the weights that training leaves out."""
 
-    def __init__(self, dim: int, heads: int, bias: RelativeBias | None = None):
+    def __init__(
+        self, dim: int, heads: int, bias: RelativeBias | None = None, qkv_bias: bool = True, dropout: float = 0.0
+    ):
         super().__init__()
         if dim % heads:
             raise BadInput(f"{heads} attention heads do not divide a width of {dim}")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.projection = nn.Linear(dim, dim)
-        self.bias = bias
+        self.bias, self.dropout = bias, dropout
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
@@ -152,14 +162,21 @@ class Attention(nn.Module):
         if queries is None:
             q, k, v = map(self.split, self.qkv(x).chunk(3, dim=-1))
         else:
-            D = x.shape[-1]
-            q = self.split(F.linear(x[:, queries], self.qkv.weight[:D], self.qkv.bias[:D]))
-            k, v = map(self.split, F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=-1))
+            sizes = [x.shape[-1], 2 * x.shape[-1]]
+            (of_q, of_kv), biases = self.qkv.weight.split(sizes), (None, None)
+            if self.qkv.bias is not None:
+                biases = self.qkv.bias.split(sizes)
+            q = self.split(F.linear(x[:, queries], of_q, biases[0]))
+            k, v = map(self.split, F.linear(x, of_kv, biases[1]).chunk(2, dim=-1))
         # (1 or B, heads, Q, N)
         bias = None if self.bias is None else self.bias(offsets)[:, :, queries or slice(None)].to(q.dtype)
         # the CPU's flash kernel is 1.2 to 6 times as fast forwards, and slow backwards
-        plain = x.device.type == "cpu" and q.requires_grad
-        out = self.weights(q, k, bias) @ v if plain else F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        dropout = self.dropout if self.training else 0.0
+        if x.device.type == "cpu" and q.requires_grad:
+            weights = self.weights(q, k, bias)
+            out = (F.dropout(weights, dropout) if dropout else weights) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.projection(out.transpose(1, 2).flatten(2))
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
@@ -170,6 +187,22 @@ class Attention(nn.Module):
         """The attention weights themselves, (B, heads, N, N): row i says where token i looks."""
         q, k, _ = map(self.split, self.qkv(x).chunk(3, dim=-1))
         return self.weights(q, k, None if self.bias is None else self.bias(offsets).to(q.dtype))
+
+
+class SequencePool(nn.Module):
+    """Tokens (B, N, D) to one vector each, (B, D): their mean, weighted by what a learnt layer makes of each (Hassani et al.
+    2021, section 3.2, equation 5)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.attention = nn.Linear(dim, 1)
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """How much each token counts, (B, N), with sum 1."""
+        return self.attention(tokens).squeeze(-1).softmax(dim=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (self.weights(tokens)[:, None] @ tokens).squeeze(1)
 
 
 class MLP(nn.Module):
@@ -201,6 +234,8 @@ class Block(nn.Module):
 
     layer_scale: initial factor of each residual branch, per channel (Touvron et al. 2021), or None for none.
     bias: what makes the attention know relative positions.
+    compact: the block of Hassani et al. 2021's code: no bias for queries, keys and values, a tenth of the attention's weights
+    left out in training, and the norm before the MLP stays: x = norm(x + attention(norm(x))), then x + MLP(x).
     """
 
     def __init__(
@@ -212,10 +247,12 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
         bias: RelativeBias | None = None,
+        compact: bool = False,
     ):
         super().__init__()
+        self.compact = compact
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attention = Attention(dim, heads, bias)
+        self.attention = Attention(dim, heads, bias, qkv_bias=not compact, dropout=0.1 if compact else 0.0)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -229,8 +266,17 @@ class Block(nn.Module):
         if queries is not None:
             x = x[:, queries]
         x = x + self.drop_path(attended if self.scale1 is None else attended * self.scale1)
-        thought = self.mlp(self.norm2(to_compute_dtype(x)))
-        return x + self.drop_path(thought if self.scale2 is None else thought * self.scale2)
+        seen = self.norm2(to_compute_dtype(x))
+        thought = self.mlp(seen)
+        return (seen if self.compact else x) + self.drop_path(thought if self.scale2 is None else thought * self.scale2)
+
+
+def initialise_compact(module: nn.Module) -> None:
+    """Matrices of deviation 0.02 and zero biases, as Hassani et al. 2021's code (`module.apply(initialise_compact)`)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def initialise(module: nn.Module) -> None:

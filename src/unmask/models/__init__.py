@@ -5,20 +5,21 @@ import re
 from typing import Any
 
 from unmask.errors import BadInput
-from unmask.models import dvae
+from unmask.models import compact, dvae
 from unmask.models.backbones import Backbone
+from unmask.models.compact import CCT
 from unmask.models.dvae import TokenEncoder
 from unmask.models.vit import SIZES, ViT
 
-Encoder = ViT | Backbone | TokenEncoder
+Encoder = ViT | CCT | Backbone | TokenEncoder
 
 
 def build(
     name: str, *, image_size: tuple[int, int] = (224, 224), channels: int = 3, drop_path: float = 0.0, **options
 ) -> Encoder:
     """The encoder called `name`: vit-tiny, vit-small, vit-base, vit-large or vit-huge, then / and the patch size in pixels;
-    dvae-tiny, dvae-small or dvae-base, then / and the pixels a side that a token stands for; or any name of
-    timm.list_models(), such as resnet50.
+    vit-lite-7/4, cvt-7/4, cct-7/3x1 and their like, see `unmask.models.compact`; dvae-tiny, dvae-small or dvae-base, then / and
+    the pixels a side that a token stands for; or any name of timm.list_models(), such as resnet50.
 
     options: any other argument of `ViT` (positions, pool, …), or of `TokenEncoder`. They mean nothing to a model of timm,
     which is built without them. Raises BadInput for an unknown name, a patch that does not tile the image, and what timm's
@@ -36,11 +37,12 @@ def build(
     if match is not None and match[1] in SIZES and int(match[2]) > 0:
         width, depth, heads = SIZES[match[1]]
         return ViT(image_size, int(match[2]), channels, width, depth, heads, drop_path=drop_path, **options)
-    return Backbone(name, image_size, channels, drop_path=drop_path)
+    small = compact.build(name, image_size, channels, drop_path, **options)
+    return Backbone(name, image_size, channels, drop_path=drop_path) if small is None else small
 
 
 def rebuild(config: dict[str, Any]) -> Encoder:
     """The architecture that an encoder's `config` describes, untrained: of timm where it names a "backbone", of a discrete VAE
-    where it has a "vocabulary"."""
-    kind = Backbone if "backbone" in config else TokenEncoder if "vocabulary" in config else ViT
-    return kind(**config)
+    where it has a "vocabulary", of a CCT where it has "convolutions"."""
+    kinds = {"backbone": Backbone, "vocabulary": TokenEncoder, "convolutions": CCT}
+    return next((kind for fact, kind in kinds.items() if fact in config), ViT)(**config)

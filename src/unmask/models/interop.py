@@ -39,6 +39,7 @@ from unmask.errors import BadInput
 from unmask.layers import sincos_positions
 from unmask.models import Encoder, rebuild
 from unmask.models.backbones import Backbone
+from unmask.models.compact import CCT
 from unmask.models.dvae import MEAN, STD, TokenEncoder
 from unmask.models.vit import SIZES
 from unmask.training.run import write
@@ -296,6 +297,7 @@ def facts_of(
         "pool": "class" if class_token else "mean",
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in state else None,  # where it began: forgotten, and of no account
         "norm_eps": norm_eps,
+        "compact": False,
     }
 
 
@@ -369,6 +371,7 @@ def to_timm(encoder: Encoder) -> State:
     """
     if isinstance(encoder, TokenEncoder):
         raise BadInput("timm has no discrete VAE: export to unmask or onnx")
+    refuse_compact(encoder, "timm")
     if isinstance(encoder, Backbone):
         if encoder.config["cifar_stem"]:
             raise BadInput(
@@ -378,6 +381,11 @@ def to_timm(encoder: Encoder) -> State:
         return encoder.model.state_dict()
     state = encoder_to_timm(encoder.state_dict(), encoder.patch_size)
     return to_beit(state) if encoder.positions is None else state
+
+
+def refuse_compact(encoder: Encoder, library: str) -> None:
+    if isinstance(encoder, CCT) or encoder.config.get("compact"):
+        raise BadInput(f"{library} has no compact transformers: export to unmask or onnx")
 
 
 def encoder_to_timm(state: State, patch_size: int) -> State:
@@ -555,6 +563,7 @@ def to_huggingface(encoder: Encoder, folder: str | Path) -> None:
     """
     if isinstance(encoder, Backbone):
         raise BadInput(f"Hugging Face's ViTModel is no {encoder.config['backbone']}: export to timm or onnx")
+    refuse_compact(encoder, "Hugging Face")
     if isinstance(encoder, TokenEncoder) or encoder.positions is None:
         what = "discrete VAE: export to unmask" if isinstance(encoder, TokenEncoder) else "BEiT: export to timm"
         raise BadInput(f"Hugging Face's ViTModel is no {what} or onnx")

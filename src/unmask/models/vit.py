@@ -15,12 +15,15 @@ from unmask.layers import (
     Block,
     Offsets,
     RelativeBias,
+    SequencePool,
     grid_of,
     initialise,
+    initialise_compact,
     offset_index,
     patchify,
     resample_positions,
     sincos_positions,
+    sine_positions,
     take,
     to_compute_dtype,
 )
@@ -50,10 +53,11 @@ class Features:
 class ViT(nn.Module):
     """Images (B, C, H, W) to one vector each, (B, D), or (B, 2 D) where pool is "class+mean".
 
-    positions: "learned" (ViT), "sincos" (fixed, MAE), or "relative" (BEiT: none are added to the tokens; each head of each
-    block learns a bias for each offset between two patches). pool: "class" takes the class token, "mean" the mean of the
-    patch tokens, both after the final norm, and "class+mean" one after the other. drop_path: rate of the last block,
-    rising linearly from 0 at the first.
+    positions: "learned" (ViT), "sincos" (fixed, MAE), "sine" (fixed, along the row of all tokens), "none", or "relative" (BEiT:
+    none are added to the tokens; each head of each block learns a bias for each offset between two patches). pool: "class"
+    takes the class token, "mean" the mean of the patch tokens, both after the final norm, "class+mean" one after the other,
+    and "sequence" a weighted mean (Hassani et al. 2021). drop_path: rate of the last block, rising linearly from 0 at the
+    first. compact: blocks and first weights as in Hassani et al. 2021, see `unmask.models.compact`.
     """
 
     def __init__(
@@ -65,18 +69,19 @@ class ViT(nn.Module):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
-        positions: Literal["learned", "sincos", "relative"] = "learned",
+        positions: Literal["learned", "sincos", "sine", "none", "relative"] = "learned",
         class_token: bool = True,
-        pool: Literal["class", "mean", "class+mean"] = "class",
+        pool: Literal["class", "mean", "class+mean", "sequence"] = "class",
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
+        compact: bool = False,
     ):
         super().__init__()
         self.positions: Tensor | None
         self.class_position: Tensor | None
         self.offset_index: Tensor
-        if pool != "mean" and not class_token:
+        if pool.startswith("class") and not class_token:
             raise ValueError(f"pool='{pool}' needs class_token=True")
         image_size = (image_size[0], image_size[1])  # JSON and YAML give lists
         self.config: dict[str, Any] = {
@@ -92,34 +97,44 @@ class ViT(nn.Module):
             "pool": pool,
             "layer_scale": layer_scale,
             "norm_eps": norm_eps,
+            "compact": compact,
         }
         """The arguments that build this architecture again, as JSON values. Not drop_path, a matter of training."""
         self.grid = grid_of(image_size, patch_size)
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
         self.patch_embedding = nn.Linear(patch_size * patch_size * channels, width)
         self.class_token = nn.Parameter(torch.zeros(width)) if class_token else None
-        if positions == "relative":
+        count = self.grid[0] * self.grid[1]
+        if positions in ("relative", "none"):
             self.positions = self.class_position = None
-            everywhere = torch.arange(self.grid[0] * self.grid[1])[None]
-            self.register_buffer("offset_index", offset_index(everywhere, self.grid, class_token), persistent=False)
+            if positions == "relative":
+                everywhere = offset_index(torch.arange(count)[None], self.grid, class_token)
+                self.register_buffer("offset_index", everywhere, persistent=False)
+        elif positions == "sine":
+            rows = sine_positions(width, self.prefix + count)
+            self.register_buffer("positions", rows[self.prefix :])
+            self.register_buffer("class_position", rows[0] if class_token else None)
         elif positions == "sincos":
             self.register_buffer("positions", sincos_positions(width, self.grid))
             class_position = torch.zeros(width) if class_token else None
             self.register_buffer("class_position", class_position)
         else:
-            self.positions = nn.Parameter(torch.zeros(self.grid[0] * self.grid[1], width))
+            self.positions = nn.Parameter(torch.zeros(count, width))
             self.class_position = nn.Parameter(torch.zeros(width)) if class_token else None
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         biases = [RelativeBias(heads, self.grid, class_token) if positions == "relative" else None for _ in rates]
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, rate, layer_scale, norm_eps, bias)
+            Block(width, heads, mlp_ratio, rate, layer_scale, norm_eps, bias, compact)
             for rate, bias in zip(rates, biases, strict=True)
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.apply(initialise)
-        for learned in (self.class_token, self.positions, self.class_position):
+        self.pool = SequencePool(width) if pool == "sequence" else None
+        self.apply(initialise_compact if compact else initialise)
+        if self.class_token is not None and not compact:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+        for learned in (self.positions, self.class_position):
             if isinstance(learned, nn.Parameter):
-                nn.init.trunc_normal_(learned, std=0.02)
+                nn.init.trunc_normal_(learned, std=0.2 if compact else 0.02)
 
     @property
     def prefix(self) -> int:
@@ -174,6 +189,8 @@ class ViT(nn.Module):
         """One vector (B, D or 2 D) from normalised tokens (B, T, D)."""
         if self.config["pool"] == "class":
             return tokens[:, 0]
+        if self.pool is not None:
+            return self.pool(tokens)
         mean = tokens[:, self.prefix :].mean(dim=1)
         return mean if self.config["pool"] == "mean" else torch.cat([tokens[:, 0], mean], dim=1)
 

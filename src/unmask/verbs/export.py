@@ -38,6 +38,7 @@ def export(settings: Export) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         if to == "mae":
             method, _ = load_mae(settings.run)
+            interop.refuse_compact(method.encoder, "facebookresearch/mae")
             interop.save_whole(interop.to_mae(method.state_dict(), method.encoder.patch_size), out)
         else:
             encoder, preprocess = load(settings.run)

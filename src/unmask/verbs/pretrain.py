@@ -50,8 +50,9 @@ class Pretrain:
     out: Path | None = None
     """Folder of the run, to be created."""
     encoder: str | None = None
-    """vit-tiny, vit-small, vit-base, vit-large or vit-huge, then / and the patch size in pixels: vit-tiny/8; or a model of
-    timm, such as resnet50, untrained, where the method can train it."""
+    """vit-tiny, vit-small, vit-base, vit-large or vit-huge, then / and the patch size in pixels: vit-tiny/8; a compact
+    transformer, such as vit-lite-7/4, cvt-7/4 or cct-7/3x1; or a model of timm, such as resnet50, untrained. Where the method
+    can train it."""
     image_size: str | None = None
     """Pixels that the encoder sees: 224, or HEIGHTxWIDTH as in 160x224."""
     epochs: float | None = None
