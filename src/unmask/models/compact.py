@@ -107,7 +107,7 @@ class CCT(nn.Module):
     @property
     def filters(self) -> Tensor:
         """The first convolution's, (D, C, k, k)."""
-        return self.tokenizer[0].weight.detach()
+        return next(self.tokenizer.parameters()).detach()
 
     def offsets(self, image_size: tuple[int, int]) -> Offsets | None:
         """As `ViT.offsets`: positions are not relative."""
@@ -144,7 +144,7 @@ def build(name: str, image_size: tuple[int, int], channels: int, drop_path: floa
     if found is None or depth not in SIZES:
         return None
     width, heads, mlp_ratio = SIZES[depth]
-    positions = found[7] or "learned"
+    positions: Any = found[7] or "learned"
     if found[1] is None:
         sizes = int(found[5]), int(found[6]), width, depth, heads, mlp_ratio
         return CCT(image_size, channels, *sizes, positions=positions, drop_path=drop_path)

@@ -41,7 +41,7 @@ from unmask.models import Encoder, rebuild
 from unmask.models.backbones import Backbone
 from unmask.models.compact import CCT
 from unmask.models.dvae import MEAN, STD, TokenEncoder
-from unmask.models.vit import SIZES
+from unmask.models.vit import SIZES, ViT
 from unmask.training.run import write
 
 State = dict[str, Tensor]
@@ -379,6 +379,7 @@ def to_timm(encoder: Encoder) -> State:
                 "3x3 and none: export to unmask or onnx"
             )
         return encoder.model.state_dict()
+    assert isinstance(encoder, ViT)
     state = encoder_to_timm(encoder.state_dict(), encoder.patch_size)
     return to_beit(state) if encoder.positions is None else state
 
