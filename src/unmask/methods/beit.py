@@ -86,8 +86,9 @@ class BEiT(Method):
     def __init__(self, encoder: Encoder, settings: Settings = Settings(), tokenizer: Tokenizer | None = None):  # noqa: B008
         super().__init__()
         if not isinstance(encoder, ViT):
+            name = encoder.config.get("backbone", type(encoder).__name__)
             raise BadInput(
-                f"--encoder {encoder.config.get('backbone', 'dvae')}: BEiT hides patches from its encoder, which must be a ViT "
+                f"--encoder {name}: BEiT hides patches from its encoder, which must be a ViT "
                 "of ours: use one such as vit-tiny/8"
             )
         if tokenizer is None:

@@ -93,8 +93,9 @@ class MAE(Method):
     ):
         super().__init__()
         if not isinstance(encoder, ViT):
+            name = encoder.config.get("backbone", type(encoder).__name__)
             raise BadInput(
-                f"--encoder {encoder.config.get('backbone', 'dvae')}: MAE shows its encoder a part of the patches, which "
+                f"--encoder {name}: MAE shows its encoder a part of the patches, which "
                 "only a ViT of ours can take: use one such as vit-tiny/8"
             )
         if (settings.target == "tokens") != (tokenizer is not None):

@@ -51,7 +51,8 @@ class Backbone(nn.Module):
             raise BadInput(
                 f"no encoder is called {backbone!r}"
                 + (f" (near: {', '.join(near)})" if near else "")
-                + f": use one of {', '.join(SIZES)}, then /PATCH, as in vit-tiny/8, or a name of timm.list_models()"
+                + f": use one of {', '.join(SIZES)}, then /PATCH, as in vit-tiny/8, cct-7/3x1 and its like, or a name "
+                "of timm.list_models()"
             )
         self.image_size, self.channels = (image_size[0], image_size[1]), channels  # JSON gives lists
         options = {"in_chans": channels, "img_size": self.image_size, "drop_path_rate": drop_path}
