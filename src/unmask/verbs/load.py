@@ -11,7 +11,8 @@ from unmask.methods import METHODS
 from unmask.methods.byol import BYOL
 from unmask.methods.mae import MAE, Settings
 from unmask.methods.simclr import SimCLR
-from unmask.models import Encoder, interop, rebuild
+from unmask.models import Encoder, classifier, interop, rebuild
+from unmask.models.classifier import Classifier
 from unmask.models.dvae import TokenEncoder, Tokenizer
 from unmask.models.vit import ViT
 from unmask.training.run import Run, revive
@@ -37,6 +38,13 @@ def load(path: str | Path) -> tuple[Encoder, Preprocess]:
     else:
         raise BadInput(f"{path} does not say how its images of {encoder.channels} channels were normalised")
     return encoder.eval(), preprocess
+
+
+def load_classifier(run: str | Path) -> tuple[Classifier, Preprocess]:
+    """The classifier of a run of `unmask finetune` or `unmask distill`, in evaluation mode, and what is to be done to images
+    before it sees them. BadInput for anything else."""
+    found, config = classifier.load(run)
+    return found, Preprocess.from_dict(config["preprocess"])
 
 
 def load_run(folder: str | Path) -> tuple[Any, Preprocess]:
