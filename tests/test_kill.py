@@ -102,7 +102,7 @@ def test_a_signal_leaves_a_checkpoint_at_once_and_a_clear_line(pictures, tmp_pat
     process = subprocess.Popen(
         long, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     )
-    while not (run / "metrics.jsonl").is_file():
+    while not ((run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").stat().st_size):  # a step is made
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, getattr(signal, name))  # the workers of the loader get it, too, as from a terminal

@@ -251,9 +251,8 @@ def fit(
             stop = True
     if stop:
         number = caught[0] if caught else signal.SIGTERM
-        raise Stopped(
-            f"stopped at step {step:,} of {recipe.steps:,}; the checkpoint of step {saved[0]:,} is kept", number
-        )
+        kept = f"the checkpoint of step {saved[0]:,} is kept" if saved[0] else "nothing is kept yet"
+        raise Stopped(f"stopped at step {step:,} of {recipe.steps:,}; {kept}", number)
     return history
 
 

@@ -1,6 +1,8 @@
 """Optimisers and the schedule of their rates."""
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +43,9 @@ class Recipe:
     """AdamW for everything; Muon for the matrices of the blocks and AdamW for the rest; LARS or SGD for everything."""
     clip: float | None = None
     """Largest norm of the gradient; None leaves it alone."""
+    layer_decay: float = 1.0
+    """Each layer of the encoder learns this many times as fast as the one after it (Clark et al. 2020, as BEiT and MAE
+    fine-tune): the head with the whole rate, what cuts the patches with layer_decay ^ (depth + 1) of it."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
     seed: int = 0
@@ -63,10 +68,10 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def schedule(optimisers: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> float:
-    """Give every group its rate and decay of this step; return the rate."""
+    """Give every group its rate and decay of this step; return the rate, without any layer's scale."""
     lr = rate(recipe, step)
     for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
         if recipe.weight_decay_end is not None and group["weight_decay"] > 0:
             group["weight_decay"] = cosine(recipe.weight_decay, recipe.weight_decay_end, step / recipe.steps)
     return lr
@@ -84,27 +89,46 @@ def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
     Raises BadInput for "muon" where there are no such matrices.
     """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    matrices = [(name, p) for name, p in named if p.ndim >= 2 and name.endswith("weight")]
-    inner = [p for name, p in matrices if recipe.optimiser == "muon" and "blocks." in name and p.ndim == 2]
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    depth = max((layer_of(name, 0) for name in named), default=0)
+    if recipe.layer_decay != 1 and depth == 0:
+        raise BadInput("--layer-decay is for transformers, whose blocks can be told apart: leave it out for this encoder")
+
+    def groups(matrices: bool, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
+        """Either matrices, or biases and the like, a group for each layer that has a rate of its own."""
+        layers: dict[int, list[nn.Parameter]] = {}
+        for name, p in named.items():
+            if (p.ndim >= 2 and name.endswith("weight")) == matrices and wanted(name):
+                below = 0 if recipe.layer_decay == 1 else depth + 1 - layer_of(name, depth + 1)
+                layers.setdefault(below, []).append(p)
+        decay = recipe.weight_decay if matrices else 0.0
+        return [
+            {"params": some, "weight_decay": decay, "scale": recipe.layer_decay**below}
+            for below, some in sorted(layers.items())
+        ]
+
+    def orthogonal(name: str) -> bool:
+        return recipe.optimiser == "muon" and "blocks." in name and named[name].ndim == 2
+
+    inner, outer, rest = groups(True, orthogonal), groups(True, lambda name: not orthogonal(name)), groups(False, bool)
     if recipe.optimiser == "muon" and not inner:
         raise BadInput("--optimiser muon is for the matrices of a transformer's blocks, and here are none: use adamw")
-    taken = {id(p) for p in inner}
-    outer = [p for _, p in matrices if id(p) not in taken]
-    taken |= {id(p) for p in outer}
-    groups: list[dict[str, Any]] = [
-        {"params": outer, "weight_decay": recipe.weight_decay},
-        {"params": [p for _, p in named if id(p) not in taken], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
     if recipe.optimiser == "lars":
-        for group in groups:  # timm's Lars takes a decay of 0 for a wish to leave the size of steps alone
-            group["always_adapt"] = group["params"] is outer
-        return [Lars(groups, lr=recipe.lr, momentum=recipe.momentum)]  # type: ignore[arg-type, list-item]
+        for group in outer:  # timm's Lars takes a decay of 0 for a wish to leave the size of steps alone
+            group["always_adapt"] = True
+        return [Lars([*outer, *rest], lr=recipe.lr, momentum=recipe.momentum)]  # type: ignore[arg-type, list-item]
     if recipe.optimiser == "sgd":
-        return [torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)]
-    built: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)]
-    if inner:
-        decay = recipe.weight_decay
-        built.append(torch.optim.Muon(inner, lr=recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-    return built
+        return [torch.optim.SGD([*outer, *rest], lr=recipe.lr, momentum=recipe.momentum)]
+    adamw = torch.optim.AdamW([*outer, *rest], lr=recipe.lr, betas=recipe.betas, fused=True)
+    if not inner:
+        return [adamw]
+    return [adamw, torch.optim.Muon(inner, lr=recipe.lr, adjust_lr_fn="match_rms_adamw")]
+
+
+def layer_of(name: str, after: int) -> int:
+    """The layer of a parameter of a method by its name: 0 for what makes tokens of the image, 1 for the first block, …, and
+    `after` for what is neither in the encoder's blocks nor before them (norms, pooling, head), or not in an encoder."""
+    block = re.search(r"encoder\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return 0 if re.search(r"encoder\.(patch_embedding|tokenizer|class_token|positions|class_position)", name) else after
