@@ -97,7 +97,7 @@ def chosen(name: str, settings: argparse.Namespace, steps: int) -> dict[str, Any
     method, options = asked(name, settings, Path())
     surveyed = survey(open_source(collection(settings)[0]), sample=2000)
     given = {"encoder": options["encoder"], "steps": steps}
-    found = choose(surveyed, given, engine.choose_device("auto").type, METHODS[method])
+    found = choose(surveyed, given, engine.choose_device("auto").type, METHODS[method].PAPERS)
     return {name: choice.value for name, choice in found.items()}
 
 

@@ -12,7 +12,10 @@ from timm.data.random_erasing import RandomErasing
 
 from unmask.data.mix import Mix, draw_mix, erase, soft
 
-IMAGES, CLASSES = torch.randn(6, 3, 12, 10, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 1, 1, 4, 2])
+IMAGES, CLASSES = (
+    torch.randn(6, 3, 12, 10, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([0, 3, 1, 1, 4, 2]),
+)
 
 
 @pytest.mark.parametrize("mixup, cutmix", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])

@@ -41,7 +41,7 @@ class Batch:
     seed: Tensor
     """The sample's own seed for all that is random about it, (B,) int64."""
     targets: Tensor | None = None
-    """Class of each sample, (B,) int64, where there are labels and they are asked for."""
+    """Class of each sample, (B,) int64, or where it may have several, which, (B, K) float32; None where the loader has none."""
 
 
 class Key(NamedTuple):
@@ -65,6 +65,8 @@ class Loader:
     """Told the path and the reason of each image that could not be read; may raise to end it all."""
     hold: bool = False
     """Read every image once, hold all of them on the device, and render whole batches there. They must be of one size."""
+    targets: Tensor | None = None
+    """What each image of the source is, (N,) int64, or (N, K) float32 where it may be several things."""
     part: int = 0
     """Which part of each shuffled batch is wanted, for one process among several, …"""
     parts: int = 1
@@ -122,7 +124,7 @@ class Loader:
         return Held(torch.cat(images).to(self.device), index.to(self.device), stands.to(self.device))
 
     def _held(self, keys: Iterator[Key]) -> Iterator[Batch]:
-        held = self.held
+        held, known = self.held, None if self.targets is None else self.targets.to(self.device)
         height, width = torch.tensor(held.images.shape[2:], device=self.device)
         for key in keys:
             samples = torch.from_numpy(key.samples)
@@ -134,7 +136,8 @@ class Loader:
                 drawn = view.draw(seeds, height.expand_as(seeds), width.expand_as(seeds), number)
                 rendered = view.render_batch(chosen, drawn)
                 views.append(self.preprocess.normalise(coloured(rendered, view, near, number, self.preprocess)))
-            yield Batch(tuple(views), held.index[places], seeds)
+            index = held.index[places]
+            yield Batch(tuple(views), index, seeds, None if known is None else known[index])
 
     def _workers(self, dataset: "Renderer | Reader", keys: Any) -> DataLoader:
         return DataLoader(
@@ -164,7 +167,9 @@ class Loader:
                     coloured(images, view, seed, number, self.preprocess)
                     for number, (images, view) in enumerate(zip(views, self.views, strict=True))
                 ]
-            yield Batch(tuple(map(self.preprocess.normalise, views)), index.to(self.device), seed.to(self.device))
+            targets = None if self.targets is None else self.targets[index].to(self.device, non_blocking=True)
+            views = tuple(map(self.preprocess.normalise, views))
+            yield Batch(views, index.to(self.device), seed.to(self.device), targets)
 
 
 @dataclass(frozen=True)

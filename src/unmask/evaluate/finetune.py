@@ -144,7 +144,18 @@ RECIPES = {
         "from scratch, He et al. 2022, table 11",
     ),
     "resnet": Recipe(
-        Paper("resnet50", 256, 0.1, 90, 0, 1e-4, optimiser="sgd", scaling="linear", milestones=(1 / 3, 2 / 3), small_batch=128),
+        Paper(
+            "resnet50",
+            256,
+            0.1,
+            90,
+            0,
+            1e-4,
+            optimiser="sgd",
+            scaling="linear",
+            milestones=(1 / 3, 2 / 3),
+            small_batch=128,
+        ),
         PLAIN,
         "He et al. 2016, section 3.4",
     ),
@@ -221,9 +232,13 @@ class Supervised(Method):
             weights = (weights / (weights * shares).sum()).float()
         self.register_buffer("weights", weights)
         smoothing = settings.smoothing or 0.0
-        expected = torch.lerp(shares, torch.full_like(shares, 0.5 if classifier.several else 1 / len(shares)), smoothing)
+        expected = torch.lerp(
+            shares, torch.full_like(shares, 0.5 if classifier.several else 1 / len(shares)), smoothing
+        )
         expected = expected.clamp(1e-6, 1 - 1e-6)
-        self.register_buffer("prior", (expected.logit() if classifier.several else self.weighted(expected).log()).float())
+        self.register_buffer(
+            "prior", (expected.logit() if classifier.several else self.weighted(expected).log()).float()
+        )
         self.average = momentum_copy(classifier) if settings.average else None
 
     @property

@@ -92,7 +92,9 @@ def optimisers_for(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     depth = max((layer_of(name, 0) for name in named), default=0)
     if recipe.layer_decay != 1 and depth == 0:
-        raise BadInput("--layer-decay is for transformers, whose blocks can be told apart: leave it out for this encoder")
+        raise BadInput(
+            "--layer-decay is for transformers, whose blocks can be told apart: leave it out for this encoder"
+        )
 
     def groups(matrices: bool, wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
         """Either matrices, or biases and the like, a group for each layer that has a rate of its own."""

@@ -11,8 +11,8 @@ import torch
 from unmask.data.loader import KEPT
 from unmask.data.survey import Survey, channels_for
 from unmask.errors import BadInput
-from unmask.methods.method import Method, Paper
-from unmask.models import dvae
+from unmask.methods.method import Paper
+from unmask.models import compact, dvae
 from unmask.models.backbones import SMALL
 
 
@@ -43,22 +43,25 @@ class Choices(dict[str, Choice]):
         return self[name].value
 
 
-def paper_for(method: type[Method], encoder: str) -> Paper:
-    """The method's recipe for an encoder: "resnet" for convolutions with batch norms, "vit" for all others. Whether it can
-    train that encoder at all, the method says when it is built."""
+def paper_for(papers: dict[str, Paper], encoder: str) -> Paper:
+    """The recipe for an encoder: "resnet" for convolutions with batch norms, "compact" for the transformers of that paper, "vit"
+    for all others, where there is one of that kind. Whether the encoder can be trained at all, the method says when it is
+    built."""
     convolutions = re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder)
-    return method.PAPERS.get("resnet" if convolutions else "vit", next(iter(method.PAPERS.values())))
+    kind = "resnet" if convolutions else "compact" if compact.NAME.fullmatch(encoder) else "vit"
+    return papers.get(kind, papers.get("vit", next(iter(papers.values()))))
 
 
-def choose(survey: Survey, asked: dict[str, Any], device: str, method: type[Method]) -> dict[str, Choice]:
+def choose(survey: Survey, asked: dict[str, Any], device: str, papers: dict[str, Paper]) -> dict[str, Choice]:
     """Every setting that depends on the data: by rule from the survey, where `asked` has None.
 
-    Raises BadInput for mixed channel counts and for images smaller than a patch.
+    papers: recipes by kind of encoder, the first of the kind that is trained unless another encoder is asked for. Raises
+    BadInput for mixed channel counts and for images smaller than a patch.
     """
-    choices, kind = Choices(asked), next(iter(method.PAPERS))
+    choices, kind = Choices(asked), next(iter(papers))
     size = choose_pixels(choices, survey, kind)
-    patch = choose_encoder(choices, survey, size, kind, method.PAPERS[kind].encoder)
-    paper = paper_for(method, choices["encoder"].value)
+    patch = choose_encoder(choices, survey, size, kind, papers[kind].encoder)
+    paper = paper_for(papers, choices["encoder"].value)
     choose_schedule(choices, paper, survey.count, size[0] * size[1] // patch**2, device)
     choose_optimiser(choices, paper)
     choose_reading(choices, survey, device)

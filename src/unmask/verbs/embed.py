@@ -14,7 +14,7 @@ from unmask.evaluate.features import extract
 from unmask.training import engine
 from unmask.training.engine import console
 from unmask.verbs.load import load
-from unmask.verbs.pretrain import Unreadable
+from unmask.verbs.train import Unreadable
 
 
 @dataclass(frozen=True)

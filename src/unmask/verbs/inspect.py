@@ -54,7 +54,7 @@ def inspect(settings: Inspect) -> dict[str, Any]:
     if settings.strict and found.unreadable:
         raise BadInput(f"{found.unreadable[0][0]}: {found.unreadable[0][1]}; without --strict it would be skipped")
     asked = dataclasses.asdict(Pretrain()) | {"encoder": settings.encoder, "image_size": settings.image_size}
-    choices = choose(found, asked, choose_device("auto").type, MAE)
+    choices = choose(found, asked, choose_device("auto").type, MAE.PAPERS)
     table = Table(
         title="unmask pretrain mae would choose",
         title_justify="left",

@@ -23,7 +23,7 @@ from unmask.errors import BadInput
 from unmask.training.engine import console
 from unmask.training.run import write
 from unmask.verbs.choices import Choice
-from unmask.verbs.pretrain import Unreadable
+from unmask.verbs.train import Unreadable
 
 
 @dataclass(frozen=True)

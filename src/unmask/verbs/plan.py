@@ -111,7 +111,7 @@ def plan(settings: Plan) -> dict[str, Any]:
     """Print and return what pre-training will need. BadInput for settings that no training could have."""
     check(settings)
     kind = METHODS[settings.method]
-    paper = paper_for(kind, str(settings.encoder))
+    paper = paper_for(kind.PAPERS, str(settings.encoder))
     settings = replace(
         settings, epochs=settings.epochs or paper.epochs, optimiser=settings.optimiser or paper.optimiser
     )
