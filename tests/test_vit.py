@@ -260,3 +260,25 @@ def test_bfloat16_trains_every_parameter():
         loss = vit(pictures(2, 3, 32, 48)).float().square().sum()
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in vit.parameters())
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vit-tiny/4", {}),
+        ("vit-tiny/4", {"positions": "sincos", "pool": "class+mean"}),
+        ("vit-tiny/4", {"positions": "relative", "pool": "mean", "layer_scale": 0.1}),
+        ("cvt-2/4-sine", {}),
+        ("cct-2/3x2", {}),
+        ("cct-2/3x2-sine", {}),
+        ("resnet18", {}),
+    ],
+)
+def test_an_encoder_adapted_to_another_size_computes_what_it_did(name, options):
+    encoder, images = models.build(name, image_size=(32, 32), **options).eval(), torch.randn(2, 3, 48, 40)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    made = models.adapted(encoder, (48, 40), drop_path=0.2).eval()
+    assert made.image_size == (48, 40) and encoder.image_size == (32, 32)
+    torch.testing.assert_close(made(images), encoder(images))
+    assert models.adapted(encoder, (32, 32)).config == encoder.config

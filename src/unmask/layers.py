@@ -82,6 +82,13 @@ def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, 
     return grid.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1).to(positions.dtype)
 
 
+def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A table (rows, heads) of biases for the offsets on the grid `old`, see `offset_index`, interpolated to the grid `new`."""
+    wide, wider = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new))
+    between, special = table.split([wide[0] * wide[1], len(table) - wide[0] * wide[1]])
+    return torch.cat([resample_positions(between, wide, wider), special])
+
+
 @dataclass(frozen=True)
 class Offsets:
     """How tokens lie to each other, for attention with relative positions."""
@@ -117,16 +124,14 @@ class RelativeBias(nn.Module):
 
     def __init__(self, heads: int, grid: tuple[int, int], class_token: bool):
         super().__init__()
-        self.grid, self.special = grid, 3 if class_token else 0
-        self.table = nn.Parameter(torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1) + self.special, heads))
+        self.grid, special = grid, 3 if class_token else 0
+        self.table = nn.Parameter(torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1) + special, heads))
 
     def forward(self, offsets: Offsets) -> Tensor:
         """(1 or B, heads, T, T), from the table resampled where the grid is not the one trained on."""
         table = self.table
         if offsets.grid != self.grid:
-            old, new = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, offsets.grid))
-            between, special = table.split([len(table) - self.special, self.special])
-            table = torch.cat([resample_positions(between, old, new), special])
+            table = resample_offsets(table, self.grid, offsets.grid)
         return F.embedding(offsets.index, table).permute(0, 3, 1, 2)
 
 

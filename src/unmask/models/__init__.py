@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from unmask.errors import BadInput
+from unmask.layers import resample_offsets, resample_positions
 from unmask.models import compact, dvae
 from unmask.models.backbones import Backbone
 from unmask.models.compact import CCT
@@ -46,3 +47,24 @@ def rebuild(config: dict[str, Any]) -> Encoder:
     where it has a "vocabulary", of a CCT where it has "convolutions"."""
     kinds = {"backbone": Backbone, "vocabulary": TokenEncoder, "convolutions": CCT}
     return next((kind for fact, kind in kinds.items() if fact in config), ViT)(**config)
+
+
+def adapted(encoder: Encoder, image_size: tuple[int, int], drop_path: float = 0.0, pool: str | None = None) -> Encoder:
+    """A copy of a trained encoder, in training mode, for images of another size (which computes of them what `encoder` does), with stochastic depth, or with another pooling, whose own weights, if it has any, are new. BadInput for a size that it
+    cannot take."""
+    changes: dict[str, Any] = {"image_size": list(image_size), "drop_path": drop_path}
+    if isinstance(encoder, ViT) and pool is not None:
+        changes["pool"] = pool
+    made, state = rebuild(encoder.config | changes), encoder.state_dict()
+    if isinstance(made, ViT | CCT) and isinstance(encoder, ViT | CCT):
+        for name, value in state.items():
+            if name == "positions" and isinstance(made, CCT) and made.config["positions"] == "sine":
+                state[name] = made.positions  # which are reckoned for each size, not learnt
+            elif name == "positions":
+                state[name] = resample_positions(value, encoder.grid, made.grid)
+            elif name.endswith("attention.bias.table"):
+                state[name] = resample_offsets(value, encoder.grid, made.grid)
+        new = {name: value for name, value in made.state_dict().items() if name.startswith("pool.")}
+        state = new | {name: value for name, value in state.items() if not name.startswith("pool.") or name in new}
+    made.load_state_dict(state)
+    return made.train()

@@ -39,10 +39,9 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(self.norm(self.encoder(images)))
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(B, K) float32: with sum 1, or where an image may have several classes from 0 to 1 each."""
-        logits = self(images).float()
-        return logits.sigmoid() if self.several else logits.softmax(dim=1)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K) float32 from logits (B, K): with sum 1, or where an image may have several classes from 0 to 1 each."""
+        return logits.float().sigmoid() if self.several else logits.float().softmax(dim=1)
 
 
 HEAD = "norm.", "linear."

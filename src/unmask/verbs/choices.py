@@ -116,6 +116,11 @@ def choose_encoder(choices: Choices, survey: Survey, size: tuple[int, int], kind
     if kind in ("vit", "dvae"):
         cut = cut.replace("patches", "tokens for patches") if kind == "dvae" else cut
         encoder = choices.settle("encoder", f"{kind}-{name}/{patch}", f"{n:,} images; the paper: {theirs}; {cut}")
+    elif kind == "compact":
+        kernel = "3x2" if side <= SMALL else "7x2"
+        depth = 2 if n < 2_000 else 7 if side <= SMALL or n < 200_000 else 14
+        why = f"{n:,} images of {size[0]} x {size[1]} pixels; convolutions make tokens, which few images are enough for"
+        encoder = choices.settle("encoder", f"cct-{depth}/{kernel}", why)
     else:
         encoder = choices.settle(
             "encoder", "resnet18" if n < 200_000 else "resnet50", f"{n:,} images; the paper: {theirs}"
