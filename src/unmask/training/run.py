@@ -26,6 +26,22 @@ def write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A path beside `out`, of the same ending, to write to; what is there at the end becomes `out`, whole or not at all.
+    BadInput if it cannot be written."""
+    beside = out.with_name(f".{out.stem}.part{out.suffix}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            beside.replace(out)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written ({error.strerror}): choose another --out") from None
+
+
 def plain(settings: Any) -> dict[str, Any]:
     """A settings dataclass as YAML can hold it."""
     values = dataclasses.asdict(settings)

@@ -13,6 +13,7 @@ from unmask.errors import BadInput
 from unmask.evaluate.features import extract
 from unmask.training import engine
 from unmask.training.engine import console
+from unmask.training.run import whole
 from unmask.verbs.load import load
 from unmask.verbs.train import Unreadable
 
@@ -77,9 +78,7 @@ def embed(settings: Embed) -> pd.DataFrame:
 
 def save(out: Path, table: pd.DataFrame, vectors: np.ndarray) -> None:
     """Write beside, then rename: the file is whole or not there."""
-    beside = out.with_name(f".{out.stem}.part{out.suffix}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(out) as beside:
         if out.suffix.lower() == ".parquet":
             table.assign(embedding=list(vectors)).to_parquet(beside, index=False)
         elif out.suffix.lower() == ".csv":
@@ -89,8 +88,3 @@ def save(out: Path, table: pd.DataFrame, vectors: np.ndarray) -> None:
             numeric = {name: pd.api.types.is_numeric_dtype(table[name]) for name in table}
             arrays = {name: table[name].to_numpy(dtype=None if numeric[name] else str) for name in table}
             np.savez(beside, **{"embedding": vectors, **arrays})  # type: ignore[arg-type]
-        beside.replace(out)
-    except OSError as error:
-        raise BadInput(f"{out} cannot be written ({error.strerror}): choose another --out") from None
-    finally:
-        beside.unlink(missing_ok=True)
