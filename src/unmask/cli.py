@@ -21,6 +21,13 @@ VERBS = {
         "pretrain",
         "learn from images without labels: an encoder, a verdict, a report",
     ),
+    "finetune": (
+        "finetune",
+        "Finetune",
+        "finetune",
+        "learn from labels, on from an encoder or from scratch, and be judged on images never seen",
+    ),
+    "predict": ("predict", "Predict", "predict", "name what is in new images: a table with probabilities"),
     "pack": (
         "pack",
         "Pack",
@@ -103,32 +110,32 @@ def call(verb: str, arguments: list[str]) -> int:
 
     module, settings, function, summary = VERBS[verb]
     module = importlib.import_module(f"unmask.verbs.{module}")
-    if verb != "pretrain":
-        quiet = tyro.conf.DisallowNone[getattr(module, settings)]  # an option is given or left out
-        getattr(module, function)(tyro.cli(quiet, prog=f"unmask {verb}", args=arguments))
-        return 0
+    act, first, own, words = getattr(module, function), (), getattr(module, "Own", None), None
+    if verb == "pretrain":
+        from unmask.methods import METHODS
 
-    from unmask.methods import METHODS
-
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: unmask pretrain METHOD --data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
-        for name, method in METHODS.items():
-            print(f"  {name:11}{method.SUMMARY}")
-        print("\nunmask pretrain METHOD --help shows all options of a method")
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(f"usage: unmask pretrain METHOD --data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
+            for name, method in METHODS.items():
+                print(f"  {name:11}{method.SUMMARY}")
+            print("\nunmask pretrain METHOD --help shows all options of a method")
+            return 0
+        name, *arguments = arguments
+        if name not in METHODS:
+            raise BadInput(
+                f"no method is called {name!r}: use one of {', '.join(METHODS)}, as in unmask pretrain mae --data …"
+            )
+        first, own, words, verb = (name,), METHODS[name].Settings, METHODS[name].SUMMARY, f"pretrain {name}"
+    general = getattr(module, settings)
+    if own is None:
+        quiet = tyro.conf.DisallowNone[general]  # an option is given or left out
+        act(*first, tyro.cli(quiet, prog=f"unmask {verb}", args=arguments))
         return 0
-    name, *rest = arguments
-    if name not in METHODS:
-        raise BadInput(
-            f"no method is called {name!r}: use one of {', '.join(METHODS)}, as in unmask pretrain mae --data …"
-        )
-    both = dataclasses.make_dataclass(
-        "Both",
-        [
-            ("general", module.Pretrain, dataclasses.field(default_factory=module.Pretrain)),
-            ("own", METHODS[name].Settings, dataclasses.field(default_factory=METHODS[name].Settings)),
-        ],
-    )
+    fields = [
+        (name, kind, dataclasses.field(default_factory=kind)) for name, kind in (("general", general), ("own", own))
+    ]
+    both = dataclasses.make_dataclass("Both", fields)
     quiet = tyro.conf.DisallowNone[tyro.conf.OmitArgPrefixes[both]]  # type: ignore[valid-type]
-    given: Any = tyro.cli(quiet, prog=f"unmask pretrain {name}", args=rest, description=METHODS[name].SUMMARY)
-    result: dict[str, Any] = module.pretrain(name, given.general, given.own)
+    given: Any = tyro.cli(quiet, prog=f"unmask {verb}", args=arguments, description=words or general.__doc__)
+    result: dict[str, Any] = act(*first, given.general, given.own)
     return 1 if result["verdict"] == "diverged" else 0

@@ -50,8 +50,8 @@ def rebuild(config: dict[str, Any]) -> Encoder:
 
 
 def adapted(encoder: Encoder, image_size: tuple[int, int], drop_path: float = 0.0, pool: str | None = None) -> Encoder:
-    """A copy of a trained encoder, in training mode, for images of another size (which computes of them what `encoder` does), with stochastic depth, or with another pooling, whose own weights, if it has any, are new. BadInput for a size that it
-    cannot take."""
+    """A copy of a trained encoder, in training mode, for images of another size, of which it computes what `encoder` does; with
+    stochastic depth; with another pooling, whose own weights, if it has any, are new. BadInput for a size that it cannot take."""
     changes: dict[str, Any] = {"image_size": list(image_size), "drop_path": drop_path}
     if isinstance(encoder, ViT) and pool is not None:
         changes["pool"] = pool

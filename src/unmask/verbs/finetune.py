@@ -189,7 +189,7 @@ def known(source: Source, separator: str | None, train: Labelled | None) -> Labe
             )
     if strange:
         raise BadInput(
-            f"{source.name} has classes that are not learnt from: {', '.join(strange[:5])}; a model can only name what it was shown"
+            f"{source.name} has classes that are not learnt from: {', '.join(strange[:5])}; it can only name what it is shown"
         )
     return Labelled(source, targets, classes)
 
@@ -207,14 +207,12 @@ def divide(settings: Finetune, data: Labelled, test: Labelled | None) -> list[Pa
         pairs = [(name, data.subset(a), data.subset(b)) for name, (a, b) in zip(names, cuts, strict=True)]
     parts = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
-        for name, train, held in pairs:
+        for name, learnt, held in pairs:
             if settings.labels is not None:
-                strata = splits.strata(train.targets.astype(bool), None, 2) if train.several else train.targets
-                chosen = train.subset(splits.label_some(strata, settings.labels, seed=seed))
-            else:
-                chosen = train
+                strata = splits.strata(learnt.targets.astype(bool), None, 2) if learnt.several else learnt.targets
+                learnt = learnt.subset(splits.label_some(strata, settings.labels, seed=seed))
             where = "-".join(filter(None, [f"seed-{seed}" if settings.seeds > 1 else "", name]))
-            parts.append(Part(where, seed, chosen, held))
+            parts.append(Part(where, seed, learnt, held))
     return parts
 
 

@@ -1,0 +1,80 @@
+"""unmask predict RUN: what a classifier says of images, as a table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from tyro.conf import Positional
+
+from unmask.data.sources import open_source
+from unmask.evaluate import metrics, predictions
+from unmask.evaluate.features import extract
+from unmask.training import engine
+from unmask.training.engine import console
+from unmask.verbs.load import load_classifier
+from unmask.verbs.train import Unreadable
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Name what is in each image of a source: path, label where it is known, prediction, and the probability of each class."""
+
+    run: Positional[str]
+    """A run of `unmask finetune` or `unmask distill`."""
+    data: str
+    """Images: a folder, a table, hf:…, wds:…, digits or photos."""
+    out: Path | None = None
+    """The table (.csv or .parquet). Default: predictions-NAME.csv in the run, after the name of the images."""
+    image: str = "image"
+    """Column of tables with the images."""
+    label: str = "label"
+    """Column of tables with the classes, where they are known: then it is said how many are right."""
+    group: str = "group"
+    """Column of tables with the groups."""
+    strict: bool = False
+    """Fail at the first unreadable image instead of leaving it out."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto takes bf16 where the processor multiplies it in hardware."""
+    workers: int = 1
+    """Processes that read images."""
+
+
+def predict(settings: Predict) -> pd.DataFrame:
+    """Write and return the table. BadInput for a run without a classifier."""
+    model, preprocess = load_classifier(settings.run)
+    source = open_source(settings.data, image=settings.image, label=settings.label, group=settings.group)
+    name = "".join(c if c.isalnum() else "-" for c in Path(settings.data).stem or "images")
+    out = settings.out or Path(settings.run) / f"predictions-{name}.csv"
+    predictions.check(out)
+    device = engine.choose_device(settings.device)
+    precision, _ = engine.choose_precision(settings.precision, device)
+    left_out = Unreadable([], settings.strict)
+    logits, index = extract(
+        model,
+        source,
+        preprocess,
+        model.encoder.image_size,
+        device=device,
+        precision=precision,
+        workers=settings.workers,
+        unreadable=left_out,
+        title="predicting",
+    )
+    probabilities = model.probabilities(logits).numpy()
+    seen = source.subset(index.numpy())
+    table = predictions.table(seen.table, probabilities, model.classes, multilabel=model.several)
+    predictions.write(out, table)
+    said = f"{len(table):,} images named, into {out}; {len(left_out.reasons)} left out"
+    if not model.several and "label" in table:
+        known = table["label"].isin(model.classes).to_numpy()
+        if known.any():
+            number = {name: i for i, name in enumerate(model.classes)}
+            targets = [number[label] for label in table["label"][known]]
+            groups = seen.table["group"].to_numpy()[known] if "group" in seen.table else None
+            found = metrics.report(probabilities[known], targets, model.classes, groups=groups)
+            said += f"\n{found['sentence']}"
+    console.print(said)
+    return table
