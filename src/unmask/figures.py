@@ -23,6 +23,7 @@ from unmask.layers import patchify, unpatchify
 
 # Okabe & Ito's colours, told apart by colour-blind eyes too
 BLUE, VERMILION = "#0072B2", "#D55E00"
+SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, GREY, FAINT = "#222222", "#666666", "#DDDDDD"
 DPI = 160
 HEAT = colormaps["inferno"]
@@ -36,7 +37,7 @@ PANELS = (
     ("information", "what the teacher tells of an image, nats", "0 is collapse"),
     ("teacher_entropy", "entropy of the teacher's outputs, nats", "with information 0: one output, or all alike"),
     ("kl", "student away from the teacher, nats", "below the information: it foretells it"),
-    ("accuracy", "right answers to the task itself", "its own other view, or token, picked from all"),
+    ("accuracy", "right answers to the task itself", "its own other view, token or class, picked from all"),
     ("target_std", "how far the targets are apart", "0 to 1; below 0.2 is collapse"),
     ("perplexity", "tokens in use, as if evenly", "below 2 is collapse"),
     ("token_kl", "what a token may say, nats", "below 0.1 is collapse"),
@@ -300,6 +301,220 @@ def tidy(axes: Axes, unit: str, x: NDArray[np.float64]) -> None:
     axes.set_xlabel(unit, fontsize=11, color=GREY)
     if len(x):
         axes.set_xlim(0, x[-1] if len(x) > 1 else 1.5 * x[-1])
+
+
+# What a classifier gets right
+
+COUNTED = 20
+"""Classes up to which a confusion matrix has its counts written in."""
+DOTS = 40
+"""Classes whose recall is shown at most."""
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
+    """What each class was taken for. counts: (K, K) whole numbers, rows the truth; the colour of a cell is its share of the
+    row: blue what was right, vermilion what was not. A row without images is grey."""
+    table, K = np.asarray(counts, dtype=np.int64), len(classes)
+    totals = table.sum(1)
+    shares = table / np.maximum(totals, 1)[:, None]
+    own = np.eye(K, dtype=bool)[..., None]
+    strength = np.sqrt(shares)[..., None]  # so that one in a hundred still shows
+    picture = 1 - strength * (1 - np.where(own, to_rgb(BLUE), to_rgb(VERMILION)))
+    picture[totals == 0] = to_rgb("#EEEEEE")
+    cell = 1.0 if K <= 4 else 0.62 if K <= 10 else 0.5 if K <= COUNTED else min(0.5, 11 / K)  # inch
+    size = 11 if K <= COUNTED else max(4.5, min(11, 58 * cell))  # points
+    longest, every = 22 if K <= COUNTED else 16, -(-K // 110)  # of more names than that only some can be read
+    names = [shortened(name, longest) for name in classes]
+    figure = Figure(figsize=(max(4.2, cell * K + 2.2), max(3.2, cell * K + 2)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(picture, interpolation="nearest")
+    if K <= COUNTED:
+        for i, j in zip(*np.nonzero(table), strict=True):
+            dark = strength[i, j, 0] > 0.65
+            axes.text(
+                j,
+                i,
+                brief(table[i, j]),
+                ha="center",
+                va="center",
+                fontsize=11 if K <= 10 else 8.5,
+                color="white" if dark else INK,
+            )
+    axes.set_xticks(range(0, K, every), names[::every], rotation=90 if max(map(len, names)) * 0.1 > cell else 0)
+    labels = [f"{name} ({total:,})" if K <= COUNTED else name for name, total in zip(names, totals, strict=True)]
+    axes.set_yticks(range(0, K, every), labels[::every])
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0, labelsize=size, labelcolor=INK)
+    axes.set_xlabel("taken for", fontsize=12, color=GREY, labelpad=8)
+    axes.set_ylabel("in truth", fontsize=12, color=GREY, labelpad=8)
+    axes.spines[:].set_color(FAINT)
+    if every == 1:
+        axes.set_xticks(np.arange(K - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(K - 1) + 0.5, minor=True)
+        axes.grid(which="minor", color="white" if K > COUNTED else FAINT, linewidth=0.8 if K <= COUNTED else 0.3)
+        axes.tick_params(which="minor", length=0)
+    return png(figure)
+
+
+def reliability(calibration: dict[str, Any]) -> bytes:
+    """How often the model is right where it is so sure (Guo et al. 2017, figure 1), above how often it is so sure.
+
+    calibration: as `unmask.evaluate.metrics.report` gives it. Bars are what was right in each bin of confidence; what they
+    lack to the confidence is hatched in vermilion, what they have above it in white. Bins of fewer than 10 images are faint.
+    """
+    bins = [one for one in calibration["bins"] if one["n"]]
+    n = sum(one["n"] for one in bins)
+    figure = Figure(figsize=(6.4, 7), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, hspace=0.04)  # type: ignore[union-attr]
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for one in bins:
+        left, width = one["low"], one["high"] - one["low"]
+        right, sure = one["accuracy"], one["confidence"]
+        faint = 0.35 if one["n"] < 10 else 1.0  # of a few images the bar is noise
+        place = {"x": left, "width": width, "align": "edge"}
+        axes.bar(height=right, color=BLUE, alpha=0.8 * faint, edgecolor="white", linewidth=1, **place)
+        colour = VERMILION if sure > right else "white"
+        axes.bar(
+            height=abs(sure - right),
+            bottom=min(sure, right),
+            facecolor=(*to_rgb(VERMILION), 0.15 * faint) if sure > right else "none",
+            edgecolor=(*to_rgb(colour), faint),
+            linewidth=0,
+            hatch="////",
+            **place,
+        )
+        axes.plot([left, left + width], [sure, sure], color=colour, linewidth=1.6, alpha=faint)
+        below.bar(height=one["n"] / n, color=GREY, edgecolor="white", linewidth=1, **place)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1.2, linestyle=(0, (5, 3)))
+    axes.set_ylabel("how often it is right", fontsize=12, color=GREY)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    gap, low, high = (calibration[key] for key in ("gap", "gap_low", "gap_high"))
+    words = f"calibration error {calibration['ece']:.3f} [{calibration['low']:.3f}, {calibration['high']:.3f}]"
+    hint = f"{calibration['by_chance']:.3f} would be chance on {n:,} images"
+    hint += f"; too sure by {gap:.3f}" if low > 0 else f"; too unsure by {-gap:.3f}" if high < 0 else ""
+    axes.set_title(words, loc="left", fontsize=12.5, color=INK, pad=24)
+    axes.text(0, 1.025, hint, transform=axes.transAxes, fontsize=10.5, color=GREY)
+    below.set_ylabel("images", fontsize=12, color=GREY)
+    below.set_xlabel("how sure it is: probability of the class it names", fontsize=12, color=GREY)
+    for panel in (axes, below):
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.spines["bottom"].set_color(GREY)
+        panel.grid(axis="y", color=FAINT, linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.tick_params(which="both", length=0, labelsize=11, labelcolor=GREY)
+        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    below.yaxis.set_major_locator(MaxNLocator(3))
+    return png(figure)
+
+
+def recalls(classes: Sequence[dict[str, Any]]) -> bytes:
+    """How much of each class was found, the worst on top, with 95% intervals: recall or, of several labels an image, average
+    precision. classes: as `unmask.evaluate.metrics.report` gives them; those without images are named below."""
+    key = next((key for key in ("average_precision", "recall") if classes and key in classes[0]), "recall")
+    there = sorted((one for one in classes if one[key] is not None), key=lambda one: (one[key], -one["n"]))
+    shown, more = there[:DOTS], len(there) - DOTS
+    absent = [one["name"] for one in classes if one[key] is None]
+    notes = [f"and {more:,} more classes, all {shown[-1][key]:.0%} or better"] if more > 0 else []
+    if absent:
+        listed = ", ".join(shortened(name, 22) for name in absent[:3]) + (", …" if len(absent) > 3 else "")
+        notes.append(f"{len(absent):,} without a test image: {listed}")
+    step = 0.3 if len(shown) > 15 else 0.38
+    figure = Figure(figsize=(8, 1.3 + step * max(len(shown), 2) + 0.3 * len(notes)), layout="constrained")
+    axes = figure.subplots()
+    for y, one in enumerate(shown):
+        colour = VERMILION if one["n"] < 10 else BLUE
+        axes.plot([one["low"], one["high"]], [y, y], color=colour, linewidth=2.4, solid_capstyle="round", clip_on=False)
+        axes.plot(one[key], y, "o", color=colour, markersize=7, clip_on=False)
+    axes.set_yticks(range(len(shown)), [f"{shortened(one['name'], 28)} ({one['n']:,})" for one in shown])
+    axes.set_xlim(0, 1)
+    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
+    if there:
+        mean = float(np.mean([one[key] for one in there]))
+        axes.axvline(mean, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0)
+        axes.annotate(
+            f"mean {mean:.0%}",
+            (mean, 1),
+            (0, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            fontsize=10.5,
+            color=GREY,
+        )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, labelsize=11 if len(shown) <= 15 else 10, labelcolor=INK)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    what = "found of the images of a class" if key == "recall" else "average precision"
+    few = "; vermilion: fewer than 10 images" if any(one["n"] < 10 for one in shown) else ""
+    axes.set_xlabel("\n".join([f"{what}, with 95% intervals{few}", *notes]), fontsize=11, color=GREY)
+    return png(figure)
+
+
+def partial(points: dict[str, Sequence[dict[str, Any]]]) -> bytes:
+    """Accuracy against how many of the last blocks are tuned (He et al. 2022, figure 9), a line each name.
+
+    points: by name {"blocks", "accuracy", "low", "high"}, blocks 0 (a linear probe), 0.5 (the MLP of the last block), 1, 2,
+    … or "all"; the steps are set at equal distances, as in the paper.
+    """
+    steps = {one["blocks"] for line in points.values() for one in line}
+    order = sorted(steps, key=lambda blocks: (isinstance(blocks, str), blocks if not isinstance(blocks, str) else 0))
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    lines = [(name, sorted(line, key=lambda one: order.index(one["blocks"]))) for name, line in points.items()]
+    shift = 0.06 * (np.arange(len(lines)) - (len(lines) - 1) / 2)  # so that whiskers stand side by side
+    ends = []
+    for i, (name, line) in enumerate(lines):
+        colour = SERIES[i % len(SERIES)]
+        x = np.array([order.index(one["blocks"]) for one in line]) + shift[i]
+        y, low, high = (np.array([one[key] for one in line]) for key in ("accuracy", "low", "high"))
+        axes.vlines(x, low, high, color=colour, linewidth=2, alpha=0.5)
+        axes.plot(x, y, "o-", color=colour, linewidth=2, markersize=6.5)
+        ends.append((float(y[-1]), name, colour))
+    low, high = axes.get_ylim()
+    least, before = 0.06 * (high - low), -np.inf  # between the middles of two names
+    for y, name, colour in sorted(ends):
+        place = before = max(y, before + least)
+        axes.annotate(
+            f"{shortened(name, 22)} {y:.3f}",
+            (len(order) - 1 + shift[-1], place),
+            (10, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=11.5,
+            color=colour,
+            annotation_clip=False,
+        )
+    axes.set_ylim(low, max(high, before))
+    axes.set_xlim(-0.3, len(order) - 0.7)
+    axes.set_xticks(range(len(order)), [BLOCKS.get(blocks, f"{blocks}") for blocks in order])
+    axes.set_xlabel("blocks tuned, from the last", fontsize=12, color=GREY)
+    axes.set_ylabel("accuracy", fontsize=12, color=GREY)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, labelsize=11, labelcolor=GREY)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    return png(figure)
+
+
+BLOCKS: dict[Any, str] = {0: "0\nlinear probe", 0.5: "½\nits MLP", "all": "all\nfine-tuning"}
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many letters, its middle left out: of long names the ends differ."""
+    return name if len(name) <= most else f"{name[: (most - 1) // 2 + 1]}…{name[-(most // 2 - 1) :]}"
+
+
+def brief(count: int) -> str:
+    """A count of at most four letters."""
+    return f"{count}" if count < 10_000 else f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1e6:.1f}M"
 
 
 # What the encoder learnt

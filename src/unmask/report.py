@@ -6,7 +6,7 @@ Everything is in the file: styles inline, pictures as data, no script; its conte
 import base64
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ WHY_GROUPS = (
     "can be passed by knowing the group again; split by group, only what carries over to new groups counts."
 )
 LISTED = 50
-"""How many unreadable files are named."""
+"""How many unreadable files, or classes, are named."""
+SUPERVISED = ("finetune", "distill")
+"""Methods that learn from labels, or from a teacher's answers, and give a classifier."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #5b636d; --line: #d9dde2; --tint: #f4f6f8;
@@ -106,8 +108,9 @@ details { margin: .8rem 0; } summary { cursor: pointer; }
 def write(run: Run, pictures: dict[str, bytes]) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
-    pictures: PNG bytes under the names "reconstruction", "attention", "positions" and "filters", each optional. The loss,
-    the curves and the probes are drawn from the run's own files; what is missing there is absent from the page.
+    pictures: PNG bytes under the names "reconstruction", "attention", "positions" and "filters", and for a classifier
+    "confusion", "reliability" and "recalls", each optional. The loss, the curves, the probes and the test are drawn from the
+    run's own files; what is missing there is absent from the page.
     """
     path = run.folder / "report.html"
     write_whole(path, page(run, pictures))
@@ -121,7 +124,8 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         f'<header><h1>{text(title)}</h1><p class="soft">{text(" · ".join(about))}</p></header>',
         banner(result),
         facts(result),
-        loss(history),
+        tested(run.read("test.json"), pictures),
+        loss(history, settings.get("method") in SUPERVISED),
         reconstruction(pictures),
         attention(pictures),
         probes(probe, result),
@@ -144,7 +148,7 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
 
 
 NAMES = {"moco": "MoCo", "moco-v2": "MoCo v2", "moco-v3": "MoCo v3", "simclr": "SimCLR", "simclr-v2": "SimCLR v2"}
-NAMES |= {"beit": "BEiT", "dvae": "Discrete VAE"}
+NAMES |= {"beit": "BEiT", "dvae": "Discrete VAE", "finetune": "Fine-tuned", "distill": "Distilled"}
 """Methods that are not written in capitals."""
 
 
@@ -193,12 +197,137 @@ def facts(result: dict[str, Any]) -> str:
     return f'<div class="facts">{tiles}</div>' if tiles else ""
 
 
-def loss(history: list[dict[str, Any]]) -> str:
+def tested(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """What test.json says: `unmask.evaluate.metrics.report`, or `report_multilabel`, with the protocol and the data."""
+    if not test:
+        return ""
+    several = "map" in test
+    where = [test.get("data"), test.get("protocol"), f"{test['n']:,} images" if "n" in test else ""]
+    body = f"<p><b>{text(test.get('sentence', ''))}</b></p>"
+    if test.get("warning"):
+        body += f'<div class="banner warn"><b>! labels and groups go together</b><p>{text(test["warning"])}</p></div>'
+    body += f'<p class="soft">{text(" · ".join(str(word) for word in where if word))}</p>'
+    body += measures(test)
+    if test.get("seeds"):
+        body += f"<p>{text(again(test['seeds']))}</p>"
+    for name, title, words, alt, width in (
+        CONFUSION,
+        SEVERAL if several else RECALLS,
+        RELIABILITY,
+    ):
+        if name in pictures:
+            body += f"<h3>{title}</h3><p>{words}</p>{picture(pictures[name], alt, width)}"
+    body += by_class(test.get("classes") or (), several)
+    words = "Whether it is right where nobody told it the answer: none of these images was trained on."
+    return section("What it gets right, on images it never saw", words, body)
+
+
+CONFUSION = (
+    "confusion",
+    "What is taken for what",
+    "A row for each class, its images in brackets; a column for what they were called. Blue, on the diagonal, is right; "
+    "vermilion is not. A column of vermilion is a class that is named too often. Two classes that are taken for each other "
+    "both ways look alike, or are labelled unevenly: look at those images first. A grey row had no image.",
+    "Counts of each class under each name it was given.",
+    "46rem",
+)
+RECALLS = (
+    "recalls",
+    "What of each class is found",
+    "The worst class is on top. Where the lines of two classes overlap widely, this test does not tell which of them is found "
+    "more often; of fewer than ten images little can be said at all, even if all were found.",
+    "Share of each class that was found, with 95% intervals.",
+    "46rem",
+)
+SEVERAL = (
+    *RECALLS[:2],
+    "Average precision, the worst class on top: 100% if every image that has the class stands before all that have it not, "
+    "and about the share of images that have it if probabilities say nothing.",
+    "Average precision of each class, with 95% intervals.",
+    "46rem",
+)
+RELIABILITY = (
+    "reliability",
+    "Whether it is as sure as it is right",
+    "Of all images of which it was, say, 80% sure, 80% should be right: bars that end at the dashed line. Hatched in "
+    "vermilion, it was surer than right; hatched in white, it was right more often than it said. Below, how many images each "
+    "bar stands for: short ones there make noise above, and bars of fewer than ten images are faint. The calibration error "
+    "is the mean distance from the line (Guo et al. 2017).",
+    "How often the model is right, by how sure it is.",
+    "34rem",
+)
+
+
+def measures(test: dict[str, Any]) -> str:
+    """The figures of a test as tiles, each with its interval."""
+    calibration, majority = test.get("calibration") or {}, test.get("majority") or {}
+    shown = [
+        ("accuracy", test, "accuracy", ""),
+        ("balanced accuracy: every class counts alike", test, "balanced", "balanced_"),
+        ("accuracy of always naming the commonest class", majority, "accuracy", ""),
+        ("mean average precision", test, "map", ""),
+        ("mean average precision of guessing", test, "by_chance", "by_chance_"),
+        ("F1 of all labels together", test, "micro_f1", "micro_f1_"),
+        ("calibration error: 0 is as sure as right", calibration, "ece", ""),
+        ("Brier score: 0 is perfect", test, "brier", "brier_"),
+        ("minus log of the probability of the truth", test, "nll", "nll_"),
+    ]
+    tiles = "".join(
+        f"<div><b>{interval(of, key, f'{start}low', f'{start}high')}</b><span>{name}</span></div>"
+        for name, of, key, start in shown
+        if of.get(key) is not None
+    )
+    return f'<div class="facts">{tiles}</div>' if tiles else ""
+
+
+def again(seeds: dict[str, Any]) -> str:
+    """What training anew would change, in a sentence."""
+    names = {"accuracy": "accuracy", "balanced": "balanced", "map": "mean average precision", "micro_f1": "F1"}
+    names |= {"ece": "calibration error"}
+    parts = [
+        f"{name} {seeds[key]['mean']:.3f}"
+        + (f" ± {seeds[key]['deviation']:.3f}" if seeds[key].get("deviation") is not None else "")
+        for key, name in names.items()
+        if key in seeds
+    ]
+    n = max((one["n"] for one in seeds.values()), default=0)
+    return (
+        f"Trained {n} times from different seeds: {', '.join(parts)} (mean ± standard deviation from run to run, which the "
+        "intervals above do not hold)."
+    )
+
+
+def by_class(classes: Sequence[dict[str, Any]], several: bool) -> str:
+    """A table of classes, the worst first."""
+    if not classes:
+        return ""
+    key = "average_precision" if several else "recall"
+    worst = sorted(classes, key=lambda one: (math.inf if one.get(key) is None else one[key], -one["n"]))
+    rows = [
+        (
+            one["name"],
+            f"{one['n']:,}",
+            "no image" if one.get(key) is None else f"{one[key]:.3f} [{one['low']:.3f}–{one['high']:.3f}]",
+            *((share(one.get("recall")),) if several else ()),
+            share(one.get("precision")) or "never named",
+            f"{one['predicted']:,}",
+        )
+        for one in worst[:LISTED]
+    ]
+    heads = ("class", "images", "average precision" if several else "found", *(("found at 0.5",) if several else ()))
+    body = table((*heads, "right where named", "named"), rows)
+    if len(classes) > LISTED:
+        body += f'<p class="soft">and {len(classes) - LISTED:,} more, in test.json</p>'
+    return f"<details{' open' if len(classes) <= 12 else ''}><summary>{len(classes):,} classes, worst first</summary>{body}</details>"
+
+
+def loss(history: list[dict[str, Any]], supervised: bool) -> str:
     if not history:
         return ""
+    idle = "had only learnt how common each answer is" if supervised else "had learnt nothing of the image"
     return section(
         "Loss",
-        "The loss alone says little. The dashed line is what a model would score that had learnt nothing of the image, "
+        f"The loss alone says little. The dashed line is what a model would score that {idle}, "
         "measured on the same batches: the further below it, the more was learnt.",
         picture(figures.loss(history), "Loss of this model and of a model that learnt nothing."),
     )
@@ -357,8 +486,12 @@ def commands(run: Run, settings: dict[str, Any], pictures: dict[str, bytes]) -> 
     embeddings, painted, attended = (shlex.quote(str(run.folder / name)) for name in names)
     images = [("see what it paints for an image of yours", f"unmask reconstruct {folder} IMAGE --out {painted}")]
     looks = [("see where it looks in an image of yours", f"unmask attend {folder} IMAGE --out {attended}")]
+    table = shlex.quote(str(run.folder / "predictions.csv"))
+    first = ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST")
+    if settings.get("method") in SUPERVISED:
+        first = ("name new images, into a table", f"unmask predict {folder} --data new/images --out {table}")
     lines = [
-        ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST"),
+        first,
         ("one vector an image, for your own analysis", f"unmask embed {folder} --data {data} --out {embeddings}"),
         *(images if "reconstruction" in pictures else ()),
         *(looks if "attention" in pictures else ()),
