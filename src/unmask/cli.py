@@ -27,6 +27,7 @@ VERBS = {
         "finetune",
         "learn from labels, on from an encoder or from scratch, and be judged on images never seen",
     ),
+    "distill": ("distill", "Distill", "distill", "teach a student what a classifier says of images without labels"),
     "predict": ("predict", "Predict", "predict", "name what is in new images: a table with probabilities"),
     "pack": (
         "pack",

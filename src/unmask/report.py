@@ -318,7 +318,8 @@ def by_class(classes: Sequence[dict[str, Any]], several: bool) -> str:
     body = table((*heads, "right where named", "named"), rows)
     if len(classes) > LISTED:
         body += f'<p class="soft">and {len(classes) - LISTED:,} more, in test.json</p>'
-    return f"<details{' open' if len(classes) <= 12 else ''}><summary>{len(classes):,} classes, worst first</summary>{body}</details>"
+    unfolded = " open" if len(classes) <= 12 else ""
+    return f"<details{unfolded}><summary>{len(classes):,} classes, worst first</summary>{body}</details>"
 
 
 def loss(history: list[dict[str, Any]], supervised: bool) -> str:

@@ -163,15 +163,17 @@ RECIPES = {
 """By what is trained. Rates are for batches of 256, as everywhere."""
 
 
-def recipe_for(encoder: Encoder | str, blocks: float | None) -> Recipe:
-    """The recipe of an encoder that was trained before, or of the name of one that was not."""
+def recipe_for(encoder: Encoder | str, blocks: float | None = None, trained: bool = True) -> Recipe:
+    """The recipe of an encoder, or of the name of one, which then was not trained before."""
     if blocks == 0:
         return RECIPES["linear"]
     if isinstance(encoder, str):
         convolutions = re.match(r"(seres|res|wide_res|regnet|densenet|vgg|efficientnet|mobilenet)", encoder)
         return RECIPES["compact" if NAME.fullmatch(encoder) else "resnet" if convolutions else "scratch"]
     if not isinstance(encoder, ViT | CCT):
-        return RECIPES["tuned resnet"]
+        return RECIPES["tuned resnet" if trained else "resnet"]
+    if not trained:
+        return RECIPES["compact" if encoder.config.get("compact", True) else "scratch"]
     depth = encoder.config["depth"]
     return RECIPES["tuned huge" if depth >= 32 else "tuned large" if depth >= 24 else "tuned base"]
 

@@ -21,6 +21,7 @@ from unmask.data.sources import open_source
 from unmask.data.survey import Survey, survey
 from unmask.errors import BadInput
 from unmask.evaluate import metrics, predictions, splits
+from unmask.evaluate.distill import Distilled
 from unmask.evaluate.features import extract
 from unmask.evaluate.finetune import RECIPES, Recipe, Settings, Supervised, pool_for, recipe_for
 from unmask.models import Encoder, classifier
@@ -106,7 +107,7 @@ class Part:
     """Of its folder in the run; "" for the run itself."""
     seed: int
     train: Labelled
-    test: Labelled
+    test: Labelled | None
 
 
 def finetune(settings: Finetune, own: Settings) -> dict[str, Any]:
@@ -297,11 +298,15 @@ def learn_part(
         targets=torch.from_numpy(part.train.targets),
         probe=watch(trained, part.test, preprocess, size, **reading),
         facts={"recipe": recipe.source, "classes": list(part.train.classes), **facts},
-        said=f"; judged on {len(part.test.source):,} images ({facts['protocol']})",
+        said=tested_on(part, facts),
     )
     if distributed.rank() > 0:
         return {"verdict": "diverged" if outcome.failure else "left to rank 0"}
-    return finish(outcome, trained, value, part, preprocess, facts, reading)
+    return finish(outcome, "finetune", trained, value, part, preprocess, facts, reading)
+
+
+def tested_on(part: Part, facts: dict[str, Any]) -> str:
+    return "" if part.test is None else f"; judged on {len(part.test.source):,} images ({facts['protocol']})"
 
 
 def pooled(own: Settings) -> dict[str, Any]:
@@ -376,10 +381,14 @@ def rule_of_layers(recipe: Recipe, began: tuple[Encoder, Preprocess] | None) -> 
 
 
 def watch(
-    trained: Supervised, test: Labelled, preprocess: Preprocess, size: tuple[int, int], **reading: Any
+    trained: Supervised | Distilled,
+    test: Labelled | None,
+    preprocess: Preprocess,
+    size: tuple[int, int],
+    **reading: Any,
 ) -> Callable[..., dict[str, float]] | None:
     """For the log: accuracy on 1,000 images that are not learnt from. Nothing is chosen by it."""
-    if test.several:
+    if test is None or test.several:
         return None
     some = test.subset(np.random.default_rng(0).permutation(len(test.source))[:1000])
 
@@ -410,7 +419,8 @@ def judged(probabilities: np.ndarray, test: Labelled, train: Labelled, facts: di
 
 def finish(
     outcome: Outcome,
-    trained: Supervised,
+    method: str,
+    trained: Supervised | Distilled,
     value: dict[str, Any],
     part: Part,
     preprocess: Preprocess,
@@ -421,9 +431,10 @@ def finish(
     run, tested = outcome.run, None
     if outcome.failure is None:
         name = value["encoder"]
-        told = {"name": name, "method": "finetune", "preprocess": preprocess.to_dict(), "unmask": version("unmask")}
+        told = {"name": name, "method": method, "preprocess": preprocess.to_dict(), "unmask": version("unmask")}
         classifier.save(trained.best, run.folder, told)
-        tested = examine(run, trained.best, part, preprocess, facts, reading)
+        if part.test is not None:
+            tested = examine(run, trained.best, part, part.test, preprocess, facts, reading)
     verdict = judge(health.judge(outcome.history, value["lr"], value["usual_lr"], outcome.failure), outcome, tested)
     result = outcome.result(verdict, trained, len(part.train.source), value["precision"], reading["device"])
     result["test"] = None if tested is None else brief(tested)
@@ -435,11 +446,17 @@ def finish(
 
 
 def examine(
-    run: Run, model: Classifier, part: Part, preprocess: Preprocess, facts: dict[str, Any], reading: dict[str, Any]
+    run: Run,
+    model: Classifier,
+    part: Part,
+    test: Labelled,
+    preprocess: Preprocess,
+    facts: dict[str, Any],
+    reading: dict[str, Any],
 ) -> dict[str, Any]:
-    """Judge a model on the test images of its part: test.json, predictions.csv and the figures of a run."""
-    probabilities, index = answers(model, part.test.source, preprocess, "judging", **reading)
-    return put(run, probabilities, part.test.subset(index), part.train, facts)
+    """Judge a model on test images: test.json, predictions.csv and the figures of a run."""
+    probabilities, index = answers(model, test.source, preprocess, "judging", **reading)
+    return put(run, probabilities, test.subset(index), part.train, facts)
 
 
 def put(run: Run, probabilities: np.ndarray, test: Labelled, train: Labelled, facts: dict[str, Any]) -> dict[str, Any]:
@@ -553,6 +570,7 @@ def together(
 
 def examined(folder: Path, part: Part, reading: dict[str, Any]) -> tuple[np.ndarray, Labelled]:
     """What the model of a finished part says of its test images, and which those are."""
+    assert part.test is not None
     model, preprocess = load_classifier(folder)
     probabilities, index = answers(model, part.test.source, preprocess, None, **reading)
     return probabilities, part.test.subset(index)

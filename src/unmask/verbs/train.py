@@ -396,7 +396,10 @@ def conclude(run: Run, result: dict[str, Any]) -> None:
     console.print(f"\n[bold {colour}]{result['verdict']}[/]: {result['sentence']}.")
     for advice in result["advice"]:
         console.print(f"  → {advice}")
-    probe = run.read("probe.json")
-    if probe.get("sentence"):
-        console.print(probe["sentence"])
-    console.print(f"Report: {run.folder / 'report.html'}   encoder: {run.folder / 'encoder'}")
+    for judged in (run.read("probe.json"), run.read("test.json")):
+        if judged.get("warning"):
+            console.print(f"[yellow]warning[/] {judged['warning']}")
+        if judged.get("sentence"):
+            console.print(judged["sentence"])
+    made = "   ".join(f"{name}: {run.folder / name}" for name in ("encoder", "head") if (run.folder / name).is_dir())
+    console.print(f"Report: {run.folder / 'report.html'}   {made}".rstrip())
