@@ -9,7 +9,8 @@ learns what it says of each class, not only which it says (equations 2 and 3):
     L = - (1 - alpha) sum over labelled x of log P_S(y | x)  -  alpha sum over all x of sum over y of P_T(y | x) log P_S(y | x)
 
 with P(y | x) = exp(f(x)[y] / t) / sum over y' of exp(f(x)[y'] / t) for both, at the temperature t. No gradient reaches the
-teacher; both see the same crop.
+teacher; both see the same crop. From the second sum the entropy of P_T is taken, a constant that no student can change: a
+student that says what its teacher says has a loss of 0.
 
 Deviations: where labels are used (alpha below 1) they are those of the images at hand, not of a set of their own, and both
 sums are means over the batch; the optimiser is what the student's paper trains it with from scratch (the paper's students are
@@ -111,11 +112,13 @@ class Distilled(Method):
         said, logits = self.say(images), self.student(images).float()
         average = said.mean(dim=0)  # of a model that knows what the teacher says on average, and does not look
         if self.student.several:
-            loss = F.binary_cross_entropy_with_logits(logits / own.temperature, said)
-            uninformed = F.binary_cross_entropy(average.expand_as(said), said)
+            entropy = F.binary_cross_entropy(said, said)
+            loss = F.binary_cross_entropy_with_logits(logits / own.temperature, said) - entropy
+            uninformed = F.binary_cross_entropy(average.expand_as(said), said) - entropy
         else:
-            loss = -(said * (logits / own.temperature).log_softmax(dim=1)).sum(dim=1).mean()  # equation 2
-            uninformed = torch.special.entr(average).sum()
+            entropy = torch.special.entr(said).sum(dim=1).mean()
+            loss = -(said * (logits / own.temperature).log_softmax(dim=1)).sum(dim=1).mean() - entropy  # equation 2
+            uninformed = torch.special.entr(average).sum() - entropy
         values = {"loss": loss, "uninformed": uninformed}
         if own.alpha < 1 and batch.targets is not None:
             values = {

@@ -412,8 +412,14 @@ def judged(probabilities: np.ndarray, test: Labelled, train: Labelled, facts: di
     if test.several:
         found = metrics.report_multilabel(probabilities, test.targets, test.classes, groups=test.groups)
     else:
-        theirs = train.targets
-        found = metrics.report(probabilities, test.targets, test.classes, groups=test.groups, train_targets=theirs)
+        theirs = train.targets[train.targets >= 0]
+        found = metrics.report(
+            probabilities,
+            test.targets,
+            test.classes,
+            groups=test.groups,
+            train_targets=theirs if len(theirs) else None,
+        )
     return {"data": test.source.name, "train": len(train.source), **found, **facts}
 
 
