@@ -265,7 +265,7 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(BadInput, match="--tokens is missing"):
         BEiT(vit)
     for encoder in (Backbone("resnet18", (32, 32)), TokenEncoder((8, 8), 1, 32, width=16, groups=2)):
-        with pytest.raises(BadInput, match="must be a ViT"):
+        with pytest.raises(BadInput, match="hides patches.*a ViT of ours"):
             BEiT(encoder, tokenizer=tokenizer())
     for ratio, says in ((0.01, "hides 0 of 16"), (1.0, "hides 16 of 16")):
         with pytest.raises(BadInput, match=says):

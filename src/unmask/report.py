@@ -108,7 +108,7 @@ details { margin: .8rem 0; } summary { cursor: pointer; }
 def write(run: Run, pictures: dict[str, bytes]) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
-    pictures: PNG bytes under the names "reconstruction", "attention", "positions" and "filters", and for a classifier
+    pictures: PNG bytes under the names "reconstruction", "attention", "pooling", "positions" and "filters", and for a classifier
     "confusion", "reliability" and "recalls", each optional. The loss, the curves, the probes and the test are drawn from the
     run's own files; what is missing there is absent from the page.
     """
@@ -128,6 +128,7 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         loss(history, settings.get("method") in SUPERVISED),
         reconstruction(pictures),
         attention(pictures),
+        pooling(pictures),
         probes(probe, result),
         curves(history),
         learnt(pictures),
@@ -350,10 +351,22 @@ def attention(pictures: dict[str, bytes]) -> str:
         return ""
     return section(
         "Where it looks",
-        "The attention of the class token in the last block, head by head: in colour what holds most of it, brighter where "
-        "it is more. Heads that pick out things are what DINO is known for; the same frame or corner in every image is not. "
+        "The attention of the class token in the last block, head by head, or of all tokens on average where there is none: in "
+        "colour what holds most of it, brighter where it is more. Heads that pick out things are what DINO is known for; the same frame or corner in every image is not. "
         "“Object” is the largest piece of what the heads look at together.",
         picture(pictures["attention"], "Attention of each head over images, and the main object."),
+    )
+
+
+def pooling(pictures: dict[str, bytes]) -> str:
+    if "pooling" not in pictures:
+        return ""
+    return section(
+        "What the vector is made of",
+        "This encoder learns how much each place of an image counts in the vector that stands for it: in colour the places "
+        "that make most of it, brighter where it is more. Places that change with what is in the image say that it chooses; "
+        "the same frame or corner in every image does not.",
+        picture(pictures["pooling"], "Images, each beside the weights of its places in the vector."),
     )
 
 
@@ -495,7 +508,7 @@ def commands(run: Run, settings: dict[str, Any], pictures: dict[str, bytes]) -> 
         first,
         ("one vector an image, for your own analysis", f"unmask embed {folder} --data {data} --out {embeddings}"),
         *(images if "reconstruction" in pictures else ()),
-        *(looks if "attention" in pictures else ()),
+        *(looks if pictures.keys() & {"attention", "pooling"} else ()),
         ("use the encoder in Python", f"import unmask\nencoder, preprocess = unmask.load({str(run.folder)!r})"),
     ]
     body = "".join(f'<p class="soft">{what}</p><pre>{text(line)}</pre>' for what, line in lines)

@@ -33,7 +33,7 @@ from unmask.data.augment import MASK_STREAM, View, uniform
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.layers import Block, grid_of, take
-from unmask.methods.masking import block_rank
+from unmask.methods.masking import block_rank, seeing_patches
 from unmask.methods.method import Method, Paper
 from unmask.methods.tokens import TokenTarget
 from unmask.models import Encoder
@@ -85,12 +85,7 @@ class BEiT(Method):
 
     def __init__(self, encoder: Encoder, settings: Settings = Settings(), tokenizer: Tokenizer | None = None):  # noqa: B008
         super().__init__()
-        if not isinstance(encoder, ViT):
-            name = encoder.config.get("backbone", type(encoder).__name__)
-            raise BadInput(
-                f"--encoder {name}: BEiT hides patches from its encoder, which must be a ViT "
-                "of ours: use one such as vit-tiny/8"
-            )
+        encoder = seeing_patches(encoder, "BEiT", "hides patches from its encoder")
         if tokenizer is None:
             raise BadInput(
                 "--tokens is missing: train a tokenizer by `unmask pretrain dvae`, then name its run by --tokens"
@@ -110,7 +105,8 @@ class BEiT(Method):
             for layer in module.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.02, b=0.02)
-                    nn.init.zeros_(layer.bias)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         with torch.no_grad():
             for depth, block in enumerate(cast("Iterable[Block]", self.encoder.blocks), start=1):

@@ -33,6 +33,7 @@ from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper, follow, length_of, momentum_copy
 from unmask.models import Encoder
+from unmask.models.compact import CCT
 from unmask.models.vit import ViT
 from unmask.training import distributed
 from unmask.training.engine import Clock
@@ -56,10 +57,10 @@ class Settings:
     local_size: int | None = None
     """Shorter side of small crops in pixels. Default: 96 of 224 of the image's, in whole patches."""
     global_scale: tuple[float, float] | None = None
-    """Smallest and largest share of the image in a large crop. Default: 0.4 1 for ViTs, 0.14 1 for ResNets; the released
+    """Smallest and largest share of the image in a large crop. Default: 0.4 1 for transformers, 0.14 1 for ResNets; the released
     runs of ViTs have 0.25 1."""
     local_scale: tuple[float, float] | None = None
-    """The same of small crops. Default: 0.05 0.4 for ViTs (released runs: 0.05 0.25), 0.05 0.14 for ResNets."""
+    """The same of small crops. Default: 0.05 0.4 for transformers (released runs: 0.05 0.25), 0.05 0.14 for ResNets."""
     flip: float = 0.5
     """Probability of flipping a crop from left to right. 0 where left and right matter."""
     jitter: float = 1.0
@@ -149,13 +150,13 @@ class DINO(Method):
         super().__init__()
         s = self.settings = settings
         check(s)
-        vit = isinstance(encoder, ViT)
+        transformer = isinstance(encoder, ViT | CCT)
         size = encoder.image_size
-        small = local_size(size, encoder.patch_size if vit else 1, s.local_size)
+        small = local_size(size, encoder.patch_size if isinstance(encoder, ViT) else 1, s.local_size)
         colours = jittered((0.4, 0.4, 0.2, 0.1), s.jitter)
         colours |= {"flip": s.flip, "grey": 0.2, "blur_sigma": blur_sigma(size)}
-        large = {"crop_scale": s.global_scale or ((0.4, 1.0) if vit else (0.14, 1.0)), **colours}
-        local = {"crop_scale": s.local_scale or ((0.05, 0.4) if vit else (0.05, 0.14)), **colours}
+        large = {"crop_scale": s.global_scale or ((0.4, 1.0) if transformer else (0.14, 1.0)), **colours}
+        local = {"crop_scale": s.local_scale or ((0.05, 0.4) if transformer else (0.05, 0.14)), **colours}
         self.views = (
             View(size, blur=1.0, **large),
             View(size, blur=0.1, solarise=0.2, **large),
@@ -165,9 +166,9 @@ class DINO(Method):
         self.student = encoder
         self.student_head = Head(length(encoder, self.views[-1].size), s.head_width, s.bottleneck, K, s.norm_last_layer)
         self.encoder, self.head = momentum_copy(self.student), momentum_copy(self.student_head)
-        for module in self.encoder.modules():  # stochastic depth is the student's alone
-            for rate in ("rate", "drop_prob"):  # ours, timm's
-                if hasattr(module, rate):
+        for module in self.encoder.modules():  # what is dropped at random is the student's alone
+            for rate in ("rate", "dropout", "drop_prob"):  # stochastic depth and attention of ours, timm's
+                if isinstance(getattr(module, rate, None), float):
                     setattr(module, rate, 0.0)
         self.register_buffer("centre", torch.zeros(K))
         self.register_buffer("said", torch.zeros(K), persistent=False)

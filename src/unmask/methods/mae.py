@@ -26,7 +26,7 @@ from unmask.data.augment import MASK_STREAM, View, uniform
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, unpatchify
-from unmask.methods.masking import block_rank
+from unmask.methods.masking import block_rank, seeing_patches
 from unmask.methods.method import Method, Paper
 from unmask.methods.tokens import TokenTarget
 from unmask.models import Encoder
@@ -92,12 +92,7 @@ class MAE(Method):
         tokenizer: Tokenizer | None = None,
     ):
         super().__init__()
-        if not isinstance(encoder, ViT):
-            name = encoder.config.get("backbone", type(encoder).__name__)
-            raise BadInput(
-                f"--encoder {name}: MAE shows its encoder a part of the patches, which "
-                "only a ViT of ours can take: use one such as vit-tiny/8"
-            )
+        encoder = seeing_patches(encoder, "MAE", "shows its encoder a part of the patches")
         if (settings.target == "tokens") != (tokenizer is not None):
             raise BadInput(
                 "--target tokens needs a tokenizer: train one by `unmask pretrain dvae`, then name its run by --tokens"

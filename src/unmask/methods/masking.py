@@ -1,9 +1,25 @@
-"""Which patches are hidden in blocks."""
+"""Hiding patches: from which encoders, and which patches in blocks."""
 
 import torch
 from torch import Tensor
 
 from unmask.data.augment import MASK_STREAM, uniform
+from unmask.errors import BadInput
+from unmask.models import Encoder
+from unmask.models.compact import CCT
+from unmask.models.vit import ViT
+
+
+def seeing_patches(encoder: Encoder, method: str, what: str) -> ViT:
+    """The encoder, if patches can be hidden from it. BadInput otherwise, saying that the method does `what` with it."""
+    if not isinstance(encoder, ViT):
+        name = encoder.config.get("backbone", type(encoder).__name__)
+        if isinstance(encoder, CCT):
+            name = "cct-{depth}/{kernel}x{convolutions}".format(**encoder.config)
+        raise BadInput(f"--encoder {name}: {method} {what}: use a ViT of ours, such as vit-tiny/8 or cvt-7/4")
+    if encoder.config["pool"] == "mean-then-norm":
+        raise BadInput(f"{method} needs each token normalised, and this encoder norms their mean alone: build it with pool='mean'")
+    return encoder
 
 
 def block_rank(seeds: Tensor, grid: tuple[int, int], hidden: int, tries: int = 32) -> Tensor:

@@ -30,6 +30,7 @@ from unmask.data.augment import View, blur_sigma, jittered
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper, follow, length_of, momentum_copy
+from unmask.models.compact import CCT
 from unmask.models.vit import ViT
 from unmask.training import distributed
 from unmask.training.engine import Clock
@@ -45,13 +46,13 @@ class Settings:
     hidden_width: int | None = None
     """Width of the hidden layers of both heads. Default: 4096 from ViT-S up, and in proportion for narrower encoders."""
     temperature: float | None = None
-    """Temperature of the softmax over the batch. Default: 0.2 for ViTs, 1 for ResNets."""
+    """Temperature of the softmax over the batch. Default: 0.2 for transformers, 1 for ResNets."""
     momentum: float = 0.99
     """Of the key encoder at the start; it goes to 1 along a cosine. The paper's run of 1000 epochs has 0.996."""
     freeze_patches: bool = True
     """Leave a ViT's projection of patches as it was drawn (section 4.2, "a trick for improving stability")."""
     crop_scale: tuple[float, float] | None = None
-    """Smallest and largest share of the image in a crop. Default: 0.08 1 for ViTs, 0.2 1 for ResNets."""
+    """Smallest and largest share of the image in a crop. Default: 0.08 1 for transformers, 0.2 1 for ResNets."""
     flip: float = 0.5
     """Probability of flipping a view from left to right. 0 where left and right matter."""
     jitter: float = 1.0
@@ -76,21 +77,21 @@ class MoCoV3(Method):
     def __init__(self, encoder: Any, settings: Settings = Settings()):  # noqa: B008
         super().__init__()
         s = self.settings = settings
-        vit = isinstance(encoder, ViT)
-        self.temperature = (0.2 if vit else 1.0) if s.temperature is None else s.temperature
+        transformer = isinstance(encoder, ViT | CCT)
+        self.temperature = (0.2 if transformer else 1.0) if s.temperature is None else s.temperature
         check(self.temperature, s.momentum, dim=s.dim, hidden_width=s.hidden_width)
         self.encoder = encoder
-        if vit:
+        if isinstance(encoder, ViT):
             encoder.patch_embedding.requires_grad_(not s.freeze_patches)
 
         # Section 3: every layer of both heads has a batch norm; the reference leaves out that behind a ResNet's predictor
         width = length_of(encoder)
         hidden = s.hidden_width or hidden_width(width)
-        self.projector = mlp([width, *[hidden] * (2 if vit else 1), s.dim])
-        self.predictor = mlp([s.dim, hidden, s.dim], last_norm=vit)
+        self.projector = mlp([width, *[hidden] * (2 if transformer else 1), s.dim])
+        self.predictor = mlp([s.dim, hidden, s.dim], last_norm=transformer)
         self.key_encoder, self.key_projector = momentum_copy(self.encoder), momentum_copy(self.projector)
 
-        crop: dict[str, Any] = {"crop_scale": s.crop_scale or ((0.08, 1.0) if vit else (0.2, 1.0)), "flip": s.flip}
+        crop: dict[str, Any] = {"crop_scale": s.crop_scale or ((0.08, 1.0) if transformer else (0.2, 1.0)), "flip": s.flip}
         colours = jittered((0.4, 0.4, 0.2, 0.1), s.jitter) | {
             "grey": s.grey,
             "blur_sigma": blur_sigma(encoder.image_size),

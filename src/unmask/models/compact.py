@@ -42,6 +42,11 @@ BETWEEN = 64
 NAME = re.compile(r"(?:(vit-lite|cvt)-(\d+)/(\d+)|cct-(\d+)/(\d+)x(\d+))(?:-(sine|none))?")
 
 
+def stride(kernel: int) -> int:
+    """Of the convolutions of a tokenizer, in pixels (the reference's src/cct.py)."""
+    return max(1, kernel // 2 - 1)
+
+
 class CCT(nn.Module):
     """Images (B, C, H, W) of any size to one vector each, (B, D): convolutions make the tokens, blocks mix them, a learnt
     attention pools them.
@@ -80,16 +85,13 @@ class CCT(nn.Module):
         }
         """The arguments that build this architecture again, as JSON values. Not drop_path, a matter of training."""
         self.image_size, self.channels, self.width = image_size, channels, width
-        stride = max(1, kernel // 2 - 1)
         self.tokenizer = nn.Sequential()
         for i in range(convolutions):
             into = width if i == convolutions - 1 else BETWEEN
-            conv = nn.Conv2d(BETWEEN if i else channels, into, kernel, stride, max(1, kernel // 2), bias=False)
+            conv = nn.Conv2d(BETWEEN if i else channels, into, kernel, stride(kernel), max(1, kernel // 2), bias=False)
             nn.init.kaiming_normal_(conv.weight)
             self.tokenizer.extend([conv, nn.ReLU(), nn.MaxPool2d(3, 2, 1)])
-        with torch.no_grad():
-            rows, columns = self.tokenizer(torch.zeros(1, channels, *image_size)).shape[2:]
-        self.grid = (rows, columns)
+        self.grid = rows, columns = self.grid_for(image_size)
         if positions == "learned":
             self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(rows * columns, width), std=0.2))
         else:
@@ -103,6 +105,19 @@ class CCT(nn.Module):
 
     prefix = 0
     """How many tokens stand before those of the image."""
+
+    def grid_for(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the tokens of an image of this size in pixels: of the positions that the tokenizer ends with."""
+
+        def along(length: int) -> int:
+            for layer in self.tokenizer:
+                if isinstance(layer, nn.Conv2d):
+                    length = (length + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0] + 1
+                elif isinstance(layer, nn.MaxPool2d):
+                    length = (length - 1) // 2 + 1  # 3 of stride 2, padded by 1
+            return length
+
+        return along(image_size[0]), along(image_size[1])
 
     @property
     def filters(self) -> Tensor:

@@ -11,15 +11,16 @@ The layouts:
 - that of BEiT (microsoft/unilm, and timm's Beit with use_rel_pos_bias): timm's, with layer scale under other names, no bias
   of keys, and for `positions="relative"` a table a block instead of `pos_embed`. Keys need no bias: it adds the same to all
   scores of a query, which a softmax does not see. Weights as pre-trained, which share one table, are read, too;
+- that of SHI-Labs/Compact-Transformers (CCT, CVT, ViT-Lite, of images): read, with its heads left out; not written;
 - that of openai/DALL-E's encoder: TokenEncoder.state_dict() with `w` for weight and `b` for bias;
 - Hugging Face's ViT and ViTMAE: the same with other names, and with queries, keys and values apart. Three spellings
   are about (the hub's, that of the modules of transformers 5, and what it saves); all are read, the hub's is written.
 
-Pooling is not in any state dict. `pool="class"` is timm's global_pool="token" and Hugging Face's
+Pooling is hardly in a state dict. `pool="class"` is timm's global_pool="token" and Hugging Face's
 last_hidden_state[:, 0]. `pool="mean"`, the mean of the normalised patch tokens, is timm's global_pool="avg" with
 fc_norm=False and Hugging Face's last_hidden_state[:, 1:].mean(1); `pool="class+mean"` is the two side by side. timm's
-default for "avg" (and MAE's fine-tuning code) averages first and normalises after, `fc_norm`: another function, so a
-checkpoint with `fc_norm` is refused.
+default for "avg" (and the fine-tuning code of MAE and BEiT) averages first and normalises after, `fc_norm`: that is
+`pool="mean-then-norm"`, which the keys do tell, and which Hugging Face's ViTModel, all of whose tokens are normalised, is not.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from unmask.errors import BadInput
 from unmask.layers import sincos_positions
-from unmask.models import Encoder, rebuild
+from unmask.models import Encoder, compact, rebuild
 from unmask.models.backbones import Backbone
 from unmask.models.compact import CCT
 from unmask.models.dvae import MEAN, STD, TokenEncoder
@@ -48,8 +49,8 @@ State = dict[str, Tensor]
 
 ACCEPTED = (
     "an unmask run or its encoder/ folder, a Hugging Face folder (model_type vit or vit_mae), a checkpoint of "
-    "facebookresearch/mae, or the state dict of a timm VisionTransformer or Beit, or of DALL-E's encoder (.pth, .bin, "
-    ".safetensors)"
+    "facebookresearch/mae, or the state dict of a timm VisionTransformer or Beit, of a compact transformer of SHI-Labs, or of "
+    "DALL-E's encoder (.pth, .bin, .safetensors)"
 )
 
 ESSENTIAL = {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"}
@@ -57,6 +58,9 @@ ESSENTIAL = {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.ml
 
 TABLE = "blocks.0.attn.relative_position_bias_table"
 """Which has relative positions, where another has "pos_embed"."""
+
+COMPACT = {"tokenizer.conv_layers.0.0.weight", "classifier.blocks.0.linear1.weight"}
+"""What tells a compact transformer of SHI-Labs, of images."""
 
 DECODER = {"mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight"}
 """What tells a whole MAE from its encoder."""
@@ -94,13 +98,13 @@ def load(
     """The encoder at `path`, in evaluation mode, and what is known of it.
 
     path: a run, our own encoder folder, a Hugging Face folder, an official MAE checkpoint (its decoder is left out: see
-    `load_mae`), or a state dict of timm's VisionTransformer or Beit, or of DALL-E's encoder.
+    `load_mae`), or a state dict of timm's VisionTransformer or Beit, of SHI-Labs' CCT, CVT or ViT-Lite, or of DALL-E's encoder.
     image_size, heads: for a bare state dict, which does not tell them. By default the grid of patches is square, and
-    the heads are those of the usual ViT of that width (`HEADS`); another width needs `heads`.
+    the heads are those of the usual ViT of that width (`HEADS`, or `compact.SIZES`); another width needs `heads`.
 
-    Returns the encoder and its config: "encoder" (the arguments of ViT, Backbone or TokenEncoder), and what `save` was
-    given, or for foreign weights "layout" ("timm", "huggingface" or "dalle"), and "preprocess" with the last. Foreign
-    encoders with a class token pool by it. Raises BadInput for anything that is none of these, is damaged, holds code, or
+    Returns the encoder and its config: "encoder" (the arguments of ViT, CCT, Backbone or TokenEncoder), and what `save` was
+    given, or for foreign weights "layout" ("timm", "huggingface", "compact" or "dalle"), and "preprocess" where the weights
+    tell it. Foreign encoders with a class token pool by it, unless they have `fc_norm`. Raises BadInput for anything that is none of these, is damaged, holds code, or
     computes something that our ViT does not.
     """
     path = Path(path)
@@ -122,6 +126,12 @@ def load(
             channels = facts["channels"]
             config["preprocess"] = {"channels": channels, "mean": [MEAN] * channels, "std": [STD] * channels}
             state = {re.sub("w$", "weight", re.sub("b$", "bias", key)): value for key, value in found.items()}
+        elif layout == "compact":
+            state = from_compact(found)
+            classes = len(found["classifier.fc.weight"]) if "classifier.fc.weight" in found else 0
+            if facts["channels"] == 3 and classes in PUBLISHED:
+                mean, std = PUBLISHED[classes]
+                config["preprocess"] = {"channels": 3, "mean": list(mean), "std": list(std)}
         else:
             state = from_timm({key: value for key, value in found.items() if not of_decoder(key)}, path)
     check(state, encoder.state_dict(), path)
@@ -231,6 +241,8 @@ def read_foreign(
         raise BadInput(f"{path} is the encoder of a run: give the folder that has it with its config.json")
     if "blocks.input.w" in state:
         return state, facts_of_dalle(state, path, image_size), "dalle", {}
+    if state.keys() >= COMPACT:
+        return state, facts_of_compact(state, path, image_size, heads), "compact", {}
     if "blocks.0.attn.q_bias" in state:
         state = from_beit(state)
     if not state.keys() >= ESSENTIAL or ("pos_embed" in state) == (TABLE in state):
@@ -272,8 +284,6 @@ def facts_of(
             f"{path} has {what} of {patch_size} pixels, not those of an image of "
             f"{image_size[0]}x{image_size[1]}: give image_size=(height, width) as it was trained"
         )
-    hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
-    ratio = hidden / width
     kind = "relative"
     if TABLE not in state:
         positions = state["pos_embed"][0].float()
@@ -291,10 +301,10 @@ def facts_of(
         "width": width,
         "depth": depth_of(state, "blocks"),
         "heads": heads,
-        "mlp_ratio": ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
+        "mlp_ratio": ratio_of(state["blocks.0.mlp.fc1.weight"]),
         "positions": kind,
         "class_token": class_token,
-        "pool": "class" if class_token else "mean",
+        "pool": "mean-then-norm" if "fc_norm.weight" in state else "class" if class_token else "mean",
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in state else None,  # where it began: forgotten, and of no account
         "norm_eps": norm_eps,
         "compact": False,
@@ -318,8 +328,61 @@ def facts_of_dalle(state: State, path: Path, image_size: tuple[int, int] | None)
     }
 
 
+def facts_of_compact(
+    state: State, path: Path, image_size: tuple[int, int] | None, heads: int | None
+) -> dict[str, Any]:
+    """The arguments of our CCT, or of our ViT for a CVT or ViT-Lite, for weights in SHI-Labs' layout: square images of as many
+    tokens as there are positions, or of 32 pixels where there are none. Their positions are read as learned whatever the model is
+    called: those of most of the "sine" ones are."""
+    first, up = state["tokenizer.conv_layers.0.0.weight"], state["classifier.blocks.0.linear1.weight"]
+    width, kernel = up.shape[1], first.shape[-1]
+    if first.ndim != 4 or first.shape[2] != kernel:
+        raise BadInput(f"{path} has a convolution of shape {tuple(first.shape[1:])}: compact transformers know (C, k, k) alone")
+    if heads is None:
+        heads = {width: heads for width, heads, _ in compact.SIZES.values()}.get(width)
+    if heads is None:
+        raise BadInput(f"{path} is {width} wide and does not tell its heads: give heads=")
+    convolutions = depth_of(state, "tokenizer.conv_layers")
+    patches, class_token = "tokenizer.conv_layers.0.0.bias" in state, "classifier.class_emb" in state
+    positions, side = state.get("classifier.positional_emb"), 32
+    if positions is not None:
+        shrinks = kernel if patches else (2 * compact.stride(kernel)) ** convolutions
+        side = shrinks * math.isqrt(positions.shape[1] - class_token)
+    size = image_size or (side, side)
+    facts = {
+        "image_size": list(size),
+        "channels": first.shape[1],
+        "width": width,
+        "depth": depth_of(state, "classifier.blocks"),
+        "heads": heads,
+        "mlp_ratio": ratio_of(up),
+        "positions": "none" if positions is None else "learned",
+    }
+    if patches:
+        pool = "class" if class_token else "sequence"
+        facts |= {"patch_size": kernel, "class_token": class_token, "pool": pool}
+        facts |= {"layer_scale": None, "norm_eps": 1e-5, "compact": True}
+    else:
+        facts |= {"kernel": kernel, "convolutions": convolutions}
+    with torch.device("meta"):
+        rows, columns = rebuild(facts).grid
+    if positions is not None and rows * columns != positions.shape[1] - class_token:
+        raise BadInput(
+            f"{path} has positions for {positions.shape[1] - class_token} tokens, not those of an image of {size[0]}x{size[1]}: "
+            "give image_size=(height, width) as it was trained"
+        )
+    return facts
+
+
 def depth_of(state: State, blocks: str) -> int:
-    return len({key.split(".")[1] for key in state if key.startswith(f"{blocks}.")})
+    return len({key.removeprefix(f"{blocks}.").split(".")[0] for key in state if key.startswith(f"{blocks}.")})
+
+
+def ratio_of(up: Tensor) -> float:
+    """Of the MLP whose first matrix is `up`, (hidden, width): such that int(width * ratio) is hidden."""
+    hidden, width = up.shape
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def check(state: State, wanted: State, path: Path) -> None:
@@ -367,7 +430,8 @@ def to_timm(encoder: Encoder) -> State:
     Of a Backbone, the state dict of timm's model of that name with num_classes=0, in_chans and, where it takes one,
     img_size. Raises BadInput for the CIFAR form, which timm has no name for, and for a discrete VAE.
 
-    With relative positions, the state dict of timm's Beit(use_abs_pos_emb=False, use_rel_pos_bias=True, use_fc_norm=False).
+    With relative positions, the state dict of timm's Beit(use_abs_pos_emb=False, use_rel_pos_bias=True, use_fc_norm=False), or
+    with use_fc_norm=True where pool is "mean-then-norm".
     """
     if isinstance(encoder, TokenEncoder):
         raise BadInput("timm has no discrete VAE: export to unmask or onnx")
@@ -381,6 +445,8 @@ def to_timm(encoder: Encoder) -> State:
         return encoder.model.state_dict()
     assert isinstance(encoder, ViT)
     state = encoder_to_timm(encoder.state_dict(), encoder.patch_size)
+    if encoder.config["pool"] == "mean-then-norm":
+        state = {re.sub("^norm", "fc_norm", key): value for key, value in state.items()}
     return to_beit(state) if encoder.positions is None else state
 
 
@@ -405,14 +471,13 @@ def encoder_to_timm(state: State, patch_size: int) -> State:
 def from_timm(state: State, path: Path | str = "the state dict") -> State:
     """Our ViT's state dict from that of timm's VisionTransformer, or of an encoder of facebookresearch/mae.
 
-    The classifier `head` is left out. Raises BadInput, naming `path`, for `fc_norm` (see the head of this file).
+    The classifier `head` is left out. `fc_norm` becomes the final norm (see the head of this file); raises BadInput, naming
+    `path`, where there are both.
     """
     state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    if "fc_norm.weight" in state:
-        raise BadInput(
-            f"{path} averages its tokens before the last norm (fc_norm), which this ViT does not: "
-            "use the weights from before fine-tuning"
-        )
+    if {"fc_norm.weight", "norm.weight"} <= state.keys():
+        raise BadInput(f"{path} has a norm before and after the mean of its tokens (norm, fc_norm), this ViT has one of them")
+    state = {re.sub("^fc_norm", "norm", key): value for key, value in state.items()}
     out = {"patch_embedding.weight": state.pop("patch_embed.proj.weight").permute(0, 2, 3, 1).flatten(1)}
     if "cls_token" in state:
         out["class_token"] = state.pop("cls_token")[0, 0]
@@ -491,6 +556,48 @@ def from_mae(state: State, path: Path | str = "the state dict") -> State:
     )
 
 
+# SHI-Labs/Compact-Transformers
+
+FROM_COMPACT = (  # theirs, then ours
+    (r"^classifier\.", ""),
+    (r"^attention_pool", "pool.attention"),
+    (r"self_attn\.proj", "attention.projection"),
+    (r"self_attn\.qkv", "attention.qkv"),
+    (r"norm1", "norm2"),
+    (r"pre_norm", "norm1"),
+    (r"linear1", "mlp.up"),
+    (r"linear2", "mlp.down"),
+)
+PUBLISHED = {
+    10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    100: ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    102: ((0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698)),
+}
+"""Mean and deviation of the images that their models of so many classes were trained on: CIFAR-10, CIFAR-100, Flowers-102
+(configs/datasets). Those of ImageNet are the usual ones."""
+
+
+def from_compact(state: State) -> State:
+    """The state dict of our CCT, or of our ViT for a CVT or ViT-Lite, from SHI-Labs'. The classifier `fc` is left out."""
+    state = {key: value for key, value in state.items() if not key.startswith("classifier.fc.")}
+    out, patches = {}, "tokenizer.conv_layers.0.0.bias" in state
+    if patches:
+        out["patch_embedding.weight"] = state.pop("tokenizer.conv_layers.0.0.weight").permute(0, 2, 3, 1).flatten(1)
+        out["patch_embedding.bias"] = state.pop("tokenizer.conv_layers.0.0.bias")
+    positions = state.pop("classifier.positional_emb", None)
+    if positions is not None:
+        out["positions"] = positions[0]
+    if "classifier.class_emb" in state:
+        out["class_token"] = state.pop("classifier.class_emb")[0, 0]
+        if positions is not None:
+            out["class_position"], out["positions"] = positions[0, 0], positions[0, 1:]
+    for key, value in state.items():
+        if found := re.fullmatch(r"tokenizer\.conv_layers\.(\d+)\.0\.weight", key):
+            key = f"tokenizer.{3 * int(found[1])}.weight"  # each with its ReLU and max-pooling
+        out[substituted(key, FROM_COMPACT)] = value
+    return out
+
+
 # Hugging Face
 
 FROM_HUGGINGFACE = (  # every spelling, then timm's
@@ -560,7 +667,7 @@ def to_huggingface(encoder: Encoder, folder: str | Path) -> None:
     """Write config.json and model.safetensors for ViTModel.from_pretrained(folder, add_pooling_layer=False).
 
     Its last_hidden_state is our normalised tokens; pooling: see the head of this file. Raises BadInput for an encoder
-    that ViTModel cannot be: one of timm, one without a class token, or with layer scale.
+    that ViTModel cannot be: one of timm, one without a class token, with layer scale, or with pool="mean-then-norm".
     """
     if isinstance(encoder, Backbone):
         raise BadInput(f"Hugging Face's ViTModel is no {encoder.config['backbone']}: export to timm or onnx")
@@ -569,6 +676,11 @@ def to_huggingface(encoder: Encoder, folder: str | Path) -> None:
         what = "discrete VAE: export to unmask" if isinstance(encoder, TokenEncoder) else "BEiT: export to timm"
         raise BadInput(f"Hugging Face's ViTModel is no {what} or onnx")
     facts = encoder.config
+    if facts["pool"] == "mean-then-norm":
+        raise BadInput(
+            "Hugging Face's ViTModel norms its tokens before their mean is taken, and this encoder norms the mean: export to "
+            "timm or onnx"
+        )
     if not facts["class_token"] or facts["layer_scale"] is not None:
         raise BadInput("Hugging Face's ViTModel has a class token and no layer scale, unlike this one: export to timm")
     height, width = facts["image_size"]

@@ -43,7 +43,8 @@ class Features:
     """All that a forward pass saw."""
 
     tokens: Tensor
-    """Tokens after the final norm, (B, T, D): the class token first, if there is one, then the patches."""
+    """Tokens after the final norm, (B, T, D): the class token first, if there is one, then the patches. Where pool is
+    "mean-then-norm" they are not normalised."""
     blocks: tuple[Tensor, ...]
     """Tokens after each block, (B, T, D) each, before the final norm."""
     attention: tuple[Tensor, ...]
@@ -56,7 +57,8 @@ class ViT(nn.Module):
     positions: "learned" (ViT), "sincos" (fixed, MAE), "sine" (fixed, along the row of all tokens), "none", or "relative" (BEiT:
     none are added to the tokens; each head of each block learns a bias for each offset between two patches). pool: "class"
     takes the class token, "mean" the mean of the patch tokens, both after the final norm, "class+mean" one after the other,
-    and "sequence" a weighted mean (Hassani et al. 2021). drop_path: rate of the last block, rising linearly from 0 at the
+    "sequence" a weighted mean (Hassani et al. 2021), and "mean-then-norm" the final norm of the mean, which alone it norms
+    (MAE's fine-tuning code; timm's default for global_pool="avg"). drop_path: rate of the last block, rising linearly from 0 at the
     first. compact: blocks and first weights as in Hassani et al. 2021, see `unmask.models.compact`.
     """
 
@@ -71,7 +73,7 @@ class ViT(nn.Module):
         mlp_ratio: float = 4.0,
         positions: Literal["learned", "sincos", "sine", "none", "relative"] = "learned",
         class_token: bool = True,
-        pool: Literal["class", "mean", "class+mean", "sequence"] = "class",
+        pool: Literal["class", "mean", "class+mean", "sequence", "mean-then-norm"] = "class",
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
@@ -100,8 +102,8 @@ class ViT(nn.Module):
             "compact": compact,
         }
         """The arguments that build this architecture again, as JSON values. Not drop_path, a matter of training."""
-        self.grid = grid_of(image_size, patch_size)
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
+        self.grid = self.grid_for(image_size)
         self.patch_embedding = nn.Linear(patch_size * patch_size * channels, width)
         self.class_token = nn.Parameter(torch.zeros(width)) if class_token else None
         count = self.grid[0] * self.grid[1]
@@ -141,18 +143,22 @@ class ViT(nn.Module):
         """How many tokens stand before the patches."""
         return 0 if self.class_token is None else 1
 
+    def grid_for(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of this size in pixels. BadInput where they do not tile it."""
+        return grid_of(image_size, self.patch_size)
+
     def positions_for(self, image_size: tuple[int, int]) -> Tensor:
         """Positions (N, D) of the patches of an image of this size, resampled if it is not the size trained on. There are none
         where positions are relative."""
         assert self.positions is not None
-        return resample_positions(self.positions, self.grid, grid_of(image_size, self.patch_size))
+        return resample_positions(self.positions, self.grid, self.grid_for(image_size))
 
     def offsets(self, image_size: tuple[int, int], keep: Tensor | None = None) -> Offsets | None:
         """What `encode` must know of the tokens that `embed` made of images of this size, of patches at `keep` (B, K) if
         given: None but where positions are relative."""
         if self.config["positions"] != "relative":
             return None
-        grid = grid_of(image_size, self.patch_size)
+        grid = self.grid_for(image_size)
         if keep is None and grid == self.grid:
             return Offsets(grid, self.offset_index)
         if keep is None:
@@ -176,22 +182,28 @@ class ViT(nn.Module):
         return tokens
 
     def encode(self, tokens: Tensor, offsets: Offsets | None = None, queries: slice | None = None) -> Tensor:
-        """Tokens (B, T, D) through the blocks and the final norm. offsets: what `offsets` says of these very tokens.
+        """Tokens (B, T, D) through the blocks and the final norm, which "mean-then-norm" keeps for later. offsets: what `offsets` says of these very tokens.
         queries: those that are wanted, all if not given; the last block computes nothing of the others."""
         if offsets is None and self.config["positions"] == "relative":
             raise ValueError("relative positions: say by offsets= which patches the tokens are of")
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens, offsets=offsets)
-        return self.norm(to_compute_dtype(last(tokens, queries, offsets)))
+        return self.normalised(last(tokens, queries, offsets))
+
+    def normalised(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) of the last block as `pooled` takes them."""
+        return tokens if self.config["pool"] == "mean-then-norm" else self.norm(to_compute_dtype(tokens))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """One vector (B, D or 2 D) from normalised tokens (B, T, D)."""
+        """One vector (B, D or 2 D) from what `encode` makes of all tokens, (B, T, D)."""
         if self.config["pool"] == "class":
             return tokens[:, 0]
         if self.pool is not None:
             return self.pool(tokens)
         mean = tokens[:, self.prefix :].mean(dim=1)
+        if self.config["pool"] == "mean-then-norm":
+            return self.norm(to_compute_dtype(mean))
         return mean if self.config["pool"] == "mean" else torch.cat([tokens[:, 0], mean], dim=1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -207,4 +219,4 @@ class ViT(nn.Module):
                 maps.append(block.attention.maps(block.norm1(to_compute_dtype(tokens)), offsets))
             tokens = block(tokens, offsets=offsets)
             blocks.append(tokens)
-        return Features(self.norm(to_compute_dtype(tokens)), tuple(blocks), tuple(maps))
+        return Features(self.normalised(tokens), tuple(blocks), tuple(maps))

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from unmask import figures
 from unmask.data.decode import Preprocess
 from unmask.errors import BadInput
-from unmask.layers import grid_of
+from unmask.models.compact import CCT
 from unmask.models.vit import ViT
 from unmask.training.engine import console
 from unmask.verbs.choices import parse_size
@@ -29,10 +29,11 @@ MASS = 0.6
 @dataclass(frozen=True)
 class Attend:
     """Draw where an encoder looks in its last block: the mean of its heads, each head, and the main object that follows
-    from the mean. Of a ViT with a class token it is the class token that looks, of one without all patches on average."""
+    from the mean. With a class token it is the class token that looks, without one all tokens on average. Where a learnt
+    attention pools the tokens (CVT, CCT), how much each of them counts is drawn, too."""
 
     run: Positional[str]
-    """A run of any method on a ViT, or any ViT that `unmask.load` reads."""
+    """A run of any method on a ViT or a compact transformer, or any of these that `unmask.load` reads."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or one source (a folder, a table, photos:test), of which eight images are taken."""
     out: Path
@@ -46,16 +47,16 @@ class Attend:
 def attend(settings: Attend) -> Path:
     """Draw the attention and return where. BadInput for an encoder without attention, or images that cannot be read."""
     encoder, preprocess = load(settings.run)
-    if not isinstance(encoder, ViT):
+    if not isinstance(encoder, ViT | CCT):
         raise BadInput(
-            f"{settings.run} holds no ViT of ours, so no attention: give a run with an encoder such as vit-tiny/8"
+            f"{settings.run} holds no ViT of ours and no CCT, so no attention: give a run with an encoder such as vit-tiny/8"
         )
     if not 0 < settings.mass < 1:
         raise BadInput(f"--mass is {settings.mass}: give a share between 0 and 1, such as {MASS}")
     if settings.out.suffix.lower() != ".png":
         raise BadInput(f"--out {settings.out}: pictures are written as .png")
     size = parse_size(settings.image_size) if settings.image_size else encoder.image_size
-    grid_of(size, encoder.patch_size)
+    encoder.grid_for(size)
     images = rendered(settings.images, preprocess, size)
     try:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,21 +71,35 @@ def attend(settings: Attend) -> Path:
 
 
 @torch.no_grad()
-def last_attention(encoder: ViT, images: Tensor) -> Tensor:
+def last_attention(encoder: ViT | CCT, images: Tensor) -> Tensor:
     """Where each head of the last block looks in images (B, C, H, W), normalised: (B, heads, rows, columns) float32, with
-    sum 1 over the patches. From the class token; of an encoder without one, the mean over all patches."""
+    sum 1 over the image. From the class token; of an encoder without one, the mean over all tokens."""
     maps: list[Tensor] = []
     blocks: Any = encoder.blocks
     *earlier, last = blocks
-    offsets = encoder.offsets((images.shape[2], images.shape[3]))
-    for image in images.split(1):  # a map is as large as the square of the patches
+    size = (images.shape[2], images.shape[3])
+    offsets = encoder.offsets(size)
+    for image in images.split(1):  # a map is as large as the square of the tokens
         tokens = encoder.embed(image)
         for block in earlier:
             tokens = block(tokens, offsets=offsets)
         weights = last.attention.maps(last.norm1(tokens), offsets)[0, :, :, encoder.prefix :]  # (heads, T, N)
         looks = weights[:, 0] if encoder.prefix else weights.mean(dim=1)  # (heads, N)
         maps.append(looks / looks.sum(dim=-1, keepdim=True))
-    return torch.stack(maps).unflatten(-1, grid_of((images.shape[2], images.shape[3]), encoder.patch_size))
+    return torch.stack(maps).unflatten(-1, encoder.grid_for(size))
+
+
+@torch.no_grad()
+def pooling_weights(encoder: ViT | CCT, images: Tensor) -> Tensor:
+    """How much each place of images (B, C, H, W), normalised, counts in the vector that a learnt attention pools: (B, rows,
+    columns) float32, with sum 1. Only of encoders with sequence pooling."""
+    assert encoder.pool is not None
+    size = (images.shape[2], images.shape[3])
+    tokens = encoder.embed(images)
+    offsets = encoder.offsets(size)
+    tokens = encoder.encode(tokens) if offsets is None else encoder.encode(tokens, offsets)
+    weights = encoder.pool.weights(tokens)[:, encoder.prefix :]  # (B, N)
+    return (weights / weights.sum(dim=1, keepdim=True)).unflatten(1, encoder.grid_for(size))
 
 
 def holding(maps: Tensor, mass: float) -> Tensor:
@@ -104,17 +119,29 @@ def main_object(looks: Tensor, size: tuple[int, int], mass: float) -> Tensor:
     return torch.from_numpy(ndimage.binary_fill_holes(pieces == largest))
 
 
-def attention_picture(encoder: ViT, images: Tensor, preprocess: Preprocess, mass: float = MASS) -> bytes:
-    """A PNG with a row for each of images (B, C, H, W), normalised: the image, the main object, the mean of the heads,
-    each head."""
+def attention_picture(encoder: ViT | CCT, images: Tensor, preprocess: Preprocess, mass: float = MASS) -> bytes:
+    """A PNG with a row for each of images (B, C, H, W), normalised: the image, the main object, the pooling where it is
+    learnt, the mean of the heads, each head."""
+    looks = last_attention(encoder, images)
+    maps = {"mean": looks.mean(dim=1)} | {f"head {i + 1}": head for i, head in enumerate(looks.unbind(1))}
+    if encoder.pool is not None:
+        maps = {"pooling": pooling_weights(encoder, images)} | maps
     rows = []
-    for image, maps in zip(preprocess.denormalise(images), last_attention(encoder, images), strict=True):
-        mean = maps.mean(dim=0)
+    for i, image in enumerate(preprocess.denormalise(images)):
         row = {
             "image": image,
-            "object": figures.cut_out(image, main_object(mean, (image.shape[1], image.shape[2]), mass)),
+            "object": figures.cut_out(image, main_object(maps["mean"][i], (image.shape[1], image.shape[2]), mass)),
         }
-        for name, looks in [("mean", mean), *((f"head {i + 1}", head) for i, head in enumerate(maps))]:
-            row[name] = figures.attended(image, looks, holding(looks, mass))
-        rows.append(row)
-    return figures.reconstruction(rows, list(rows[0]), f"in colour: the patches that hold {mass:.0%} of the attention")
+        rows.append(row | {name: figures.attended(image, m[i], holding(m[i], mass)) for name, m in maps.items()})
+    places = "patches" if isinstance(encoder, ViT) else "places"
+    return figures.reconstruction(rows, list(rows[0]), f"in colour: the {places} that hold {mass:.0%} of the attention")
+
+
+def pooling_picture(encoder: ViT | CCT, images: Tensor, preprocess: Preprocess, mass: float = MASS) -> bytes:
+    """A PNG of images (B, C, H, W), normalised, each beside the places its vector is made of, by the weights of the learnt
+    pooling."""
+    rows = [
+        {"image": image, "pooling": figures.attended(image, weights, holding(weights, mass))}
+        for image, weights in zip(preprocess.denormalise(images), pooling_weights(encoder, images), strict=True)
+    ]
+    return figures.reconstruction(rows, list(rows[0]), f"in colour: the places that make {mass:.0%} of the vector")

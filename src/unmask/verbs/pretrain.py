@@ -17,11 +17,12 @@ from unmask.methods.dino import DINO
 from unmask.methods.mae import MAE
 from unmask.methods.method import Method
 from unmask.models import interop
+from unmask.models.compact import CCT
 from unmask.models.vit import ViT
 from unmask.training import distributed, engine, health
 from unmask.training.engine import console
 from unmask.training.run import Run
-from unmask.verbs.attend import attention_picture
+from unmask.verbs.attend import attention_picture, pooling_picture
 from unmask.verbs.choices import Choice, choose, paper_for, parse_size
 from unmask.verbs.load import load_tokenizer
 from unmask.verbs.probe import few, judge, watch_probe
@@ -160,14 +161,17 @@ def draw(run: Run, trained: Any, watch: torch.Tensor, preprocess: Preprocess) ->
     pictures = {}
     if isinstance(trained, MAE) and trained.token_target is None:
         pictures["reconstruction"] = picture(trained.cpu(), watch[:8].cpu(), preprocess)
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, ViT | CCT):
         if encoder.positions is not None:
             positions = torch.nn.functional.normalize(encoder.positions.detach(), dim=1)
             pictures["positions"] = figures.positions(positions @ positions.T, encoder.grid)
-        kernels = encoder.patch_embedding.weight.detach()
-        pictures["filters"] = figures.filters(kernels, encoder.patch_size, encoder.channels)
         if isinstance(trained, DINO):
             pictures["attention"] = attention_picture(encoder.eval(), watch[:6].cpu(), preprocess)
+        if encoder.pool is not None:
+            pictures["pooling"] = pooling_picture(encoder.eval(), watch[:8].cpu(), preprocess)
+    if isinstance(encoder, ViT):
+        kernels = encoder.patch_embedding.weight.detach()
+        pictures["filters"] = figures.filters(kernels, encoder.patch_size, encoder.channels)
     elif (kernels := encoder.filters) is not None:
         as_patches = kernels.permute(0, 2, 3, 1).flatten(1)  # (D, k*k*C)
         pictures["filters"] = figures.filters(as_patches, kernels.shape[2], encoder.channels)
