@@ -90,7 +90,8 @@ class CCT(nn.Module):
             into = width if i == convolutions - 1 else BETWEEN
             conv = nn.Conv2d(BETWEEN if i else channels, into, kernel, stride(kernel), max(1, kernel // 2), bias=False)
             nn.init.kaiming_normal_(conv.weight)
-            self.tokenizer.extend([conv, nn.ReLU(), nn.MaxPool2d(3, 2, 1)])
+            # the paper's ReLU, then max-pooling: in this order they give the same on a quarter of the values
+            self.tokenizer.extend([conv, nn.MaxPool2d(3, 2, 1), nn.ReLU()])
         self.grid = rows, columns = self.grid_for(image_size)
         if positions == "learned":
             self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(rows * columns, width), std=0.2))
@@ -129,7 +130,8 @@ class CCT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, N, D), with positions."""
-        maps = self.tokenizer(images)  # (B, D, rows, columns)
+        # with channels side by side a processor pools thrice as fast, and the tokens lie as the blocks want them
+        maps = self.tokenizer(images.contiguous(memory_format=torch.channels_last))  # (B, D, rows, columns)
         tokens = maps.flatten(2).transpose(1, 2)  # (B, N, D)
         if self.positions is None:
             return tokens
