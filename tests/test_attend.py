@@ -9,13 +9,20 @@ from PIL import Image
 from torch import nn
 
 import unmask
-from unmask import models
+from unmask import figures, models
 from unmask.cli import main
 from unmask.data.decode import Preprocess
 from unmask.data.sources import open_source
 from unmask.models import interop
 from unmask.models.vit import ViT
-from unmask.verbs.attend import holding, last_attention, main_object
+from unmask.verbs.attend import (
+    attention_picture,
+    holding,
+    last_attention,
+    main_object,
+    pooling_picture,
+    pooling_weights,
+)
 
 TINY = {"image_size": (16, 16), "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
 
@@ -43,6 +50,47 @@ def test_without_a_class_token_it_is_the_mean_over_all_patches():
     with torch.no_grad():
         whole = vit.forward_features(images, attention=True).attention[-1].mean(dim=2)
     torch.testing.assert_close(last_attention(vit, images).flatten(2), whole)
+
+
+def pooling(name):
+    """A compact transformer, with positions for more than one size, whose pooling is not nearly even."""
+    torch.manual_seed(0)
+    encoder = models.build(name, image_size=(16, 16)).eval()
+    nn.init.normal_(encoder.pool.attention.weight)
+    return encoder
+
+
+@pytest.mark.parametrize("name", ["cct-2/3x2", "cct-2/5x1-sine", "cvt-2/4"])
+def test_pooling_shows_the_tokens_that_make_the_vector(name):
+    encoder, images = pooling(name), torch.randn(3, 3, 16, 24)
+    weights, maps = pooling_weights(encoder, images), last_attention(encoder, images)
+    grid = {"cct-2/3x2": (4, 6), "cct-2/5x1-sine": (8, 12), "cvt-2/4": (4, 6)}[name]
+    assert weights.shape == (3, *grid) and maps.shape == (3, 2, *grid)
+    with torch.no_grad():
+        tokens = encoder.encode(encoder.embed(images))
+        torch.testing.assert_close((weights.flatten(1)[:, :, None] * tokens).sum(dim=1), encoder(images))
+    assert weights.flatten(1).amax(dim=1).min() > 1.5 / (grid[0] * grid[1])
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(3, 2))
+
+
+def test_attention_of_a_cct_is_the_mean_over_all_tokens():
+    encoder, images = pooling("cct-2/3x2"), torch.randn(2, 3, 16, 16)
+    seen = []
+    last = encoder.blocks[-1].attention
+    last.register_forward_hook(lambda module, inputs, out: seen.append(module.maps(inputs[0])))
+    with torch.no_grad():
+        encoder(images)
+    torch.testing.assert_close(last_attention(encoder, images).flatten(2), seen[0].mean(dim=2))
+
+
+def test_the_pooling_has_a_column_of_its_own(monkeypatch):
+    encoder, images = pooling("cct-2/3x2"), torch.rand(1, 3, 16, 16)
+    preprocess, columns = Preprocess(3, (0.5,) * 3, (0.25,) * 3), []
+    monkeypatch.setattr(figures, "reconstruction", lambda rows, headings, note: columns.append(headings))
+    for draw, drawn in ((pooling_picture, encoder), (attention_picture, encoder), (attention_picture, ViT(**TINY))):
+        draw(drawn, images, preprocess)
+    heads = ["mean", "head 1", "head 2"]
+    assert columns == [["image", "pooling"], ["image", "object", "pooling", *heads], ["image", "object", *heads]]
 
 
 @given(st.integers(0, 999), st.floats(0.05, 0.95))
@@ -98,6 +146,12 @@ def test_the_command_draws_an_encoder_folder(folder, capsys):
     assert Image.open(out).size != size
 
 
+def test_the_command_draws_a_cct_at_any_size(folder, capsys):
+    there = folder(models.build("cct-2/3x2", image_size=(16, 16)))
+    assert attend(there, there / "a.png", "--out", there / "looks.png", "--image-size", "30x21") == 0
+    assert "2 heads look in 1 images" in capsys.readouterr().out and (there / "looks.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -121,7 +175,7 @@ def test_a_resnet_has_no_attention(folder, capsys):
     assert "holds no ViT" in error and "\n" not in error
 
 
-@pytest.mark.parametrize("encoder", ["vit-tiny/4", "resnet18"])
+@pytest.mark.parametrize("encoder", ["vit-tiny/4", "cct-2/3x2", "resnet18"])
 def test_a_run_of_dino_ends_with_a_verdict_and_where_it_looks(tmp_path, encoder):
     source, run = open_source("photos"), tmp_path / "run"
     (tmp_path / "pieces").mkdir()
@@ -129,6 +183,7 @@ def test_a_run_of_dino_ends_with_a_verdict_and_where_it_looks(tmp_path, encoder)
         Image.fromarray(source.image(23 * i)[:, :16, :16].permute(1, 2, 0).numpy()).save(tmp_path / f"pieces/{i}.png")
     options = {"encoder": encoder, "steps": 2, "batch_size": 8, "workers": 0, "local_crops": 2, "head_width": 32}
     assert unmask.pretrain("dino", data=tmp_path / "pieces", out=run, **options)["verdict"]
-    page, vit = (run / "report.html").read_text(), encoder.startswith("vit")
-    assert (run / "figures" / "attention.png").is_file() == ("Where it looks" in page) == vit
-    assert (attend(run, tmp_path / "pieces", "--out", tmp_path / "looks.png") == 0) == vit
+    page, looks = (run / "report.html").read_text(), encoder != "resnet18"
+    assert (run / "figures" / "attention.png").is_file() == ("Where it looks" in page) == looks
+    assert ("What the vector is made of" in page) == (encoder == "cct-2/3x2")
+    assert (attend(run, tmp_path / "pieces", "--out", tmp_path / "looks.png") == 0) == looks

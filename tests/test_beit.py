@@ -130,11 +130,11 @@ def reference(vit: ViT, **options) -> Beit:
     return model.eval()
 
 
-@pytest.mark.parametrize(("pool", "theirs"), [("mean", "avg"), ("class", "token")])
+@pytest.mark.parametrize(("pool", "theirs"), [("mean", "avg"), ("class", "token"), ("mean-then-norm", "avg")])
 def test_the_encoder_is_that_of_timm(pool, theirs):
     torch.manual_seed(0)
     vit = randomised(ViT(**SHAPE, positions="relative", layer_scale=0.1, pool=pool))
-    model, images = reference(vit, global_pool=theirs), pictures(2, 3, 32, 48)
+    model, images = reference(vit, global_pool=theirs, use_fc_norm=pool == "mean-then-norm"), pictures(2, 3, 32, 48)
     with torch.no_grad():
         torch.testing.assert_close(vit(images), model(images), rtol=0, atol=1e-5)
         features = vit.forward_features(images, attention=True)
@@ -264,8 +264,13 @@ def test_what_cannot_work_is_refused():
     vit = ViT((8, 8), 2, 1, width=64, depth=1, heads=2, **BEiT.ENCODER)
     with pytest.raises(BadInput, match="--tokens is missing"):
         BEiT(vit)
+    with pytest.raises(BadInput, match="norms their mean alone"):
+        BEiT(
+            ViT((8, 8), 2, 1, width=64, depth=1, heads=2, **{**BEiT.ENCODER, "pool": "mean-then-norm"}),
+            tokenizer=tokenizer(),
+        )
     for encoder in (Backbone("resnet18", (32, 32)), TokenEncoder((8, 8), 1, 32, width=16, groups=2)):
-        with pytest.raises(BadInput, match="hides patches.*a ViT of ours"):
+        with pytest.raises(BadInput, match=r"hides patches.*a ViT of ours"):
             BEiT(encoder, tokenizer=tokenizer())
     for ratio, says in ((0.01, "hides 0 of 16"), (1.0, "hides 16 of 16")):
         with pytest.raises(BadInput, match=says):

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from vit_pytorch.cct import CCT as Reference
+from vit_pytorch.cct import TransformerClassifier
 
 import unmask
 from unmask import models
@@ -21,6 +22,7 @@ from unmask.layers import sine_positions
 from unmask.methods import METHODS
 from unmask.models import interop
 from unmask.models.compact import SIZES
+from unmask.models.dvae import TokenEncoder, Tokenizer
 from unmask.training.engine import fit
 from unmask.training.optim import Recipe
 
@@ -159,36 +161,145 @@ def test_attention_is_dropped_in_training_only():
     torch.testing.assert_close(encoder(x), encoder(x))
 
 
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [
-        ("mae", "vit-lite-2/2"),
-        ("mae", "cvt-2/2"),
-        ("simclr", "cct-2/3x1"),
-        ("moco-v2", "cct-2/3x1"),
-        ("moco-v3", "vit-lite-2/2"),
-        ("dino", "cvt-2/2"),
-        ("byol", "cct-2/3x2"),
-    ],
-)
+SMALL = {"dino": {"out_dim": 16, "local_crops": 2, "head_width": 32}, "mae": {"mask_ratio": 0.5}}
+
+
+@pytest.mark.parametrize("name", ["vit-lite-2/4", "cvt-2/4", "cct-2/3x2"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "dvae"])
 def test_methods_train_them(method, name):
     """And reach every weight of the encoder that is not left alone on purpose."""
     torch.manual_seed(0)
     kind = METHODS[method]
-    own = dataclasses.replace(kind.Settings(), **{"dino": {"out_dim": 16, "local_crops": 0}}.get(method, {}))
-    own, _ = kind.suit(own, 1437, 32, (8, 8), 2)
-    encoder = models.build(name, image_size=(8, 8), channels=1, **kind.built_with(own))
-    trained = kind(encoder, own)
-    loader = Loader(open_source("digits"), Preprocess(1, (0.3,), (0.37,)), trained.views, 32)
+    own = dataclasses.replace(kind.Settings(), **SMALL.get(method, {}))
+    own, _ = kind.suit(own, 1437, 32, (16, 16), 2)
+    encoder = models.build(name, image_size=(16, 16), channels=1, **kind.built_with(own))
+    tokens = {}
+    if method == "beit":
+        tokens = {
+            "tokenizer": Tokenizer(TokenEncoder((8, 8), 1, 32, width=16, groups=2), (0.3,), (0.37,), (0.5,), (0.5,))
+        }
+    if method in ("mae", "beit") and name.startswith("cct"):
+        with pytest.raises(BadInput, match=r"^--encoder cct-2/3x2: .*use a ViT of ours.*cvt-7/4$"):
+            kind(encoder, own, **tokens)
+        return
+    trained = kind(encoder, own, **tokens)
+    loader = Loader(open_source("digits"), Preprocess(1, (0.3,), (0.37,)), trained.views, 16)
     before = {key: value.clone() for key, value in encoder.named_parameters()}
     fit(trained, loader, Recipe(2, 1e-3, weight_decay=0))
     still = {key for key, value in encoder.named_parameters() if torch.equal(value, before[key])}
-    assert still == ({"patch_embedding.weight", "patch_embedding.bias"} if method == "moco-v3" else set())
+    frozen = method == "moco-v3" and name != "cct-2/3x2"
+    assert still == ({"patch_embedding.weight", "patch_embedding.bias"} if frozen else set())
 
 
-def test_a_method_that_hides_patches_refuses_convolutions_in_one_line():
-    with pytest.raises(BadInput, match="ViT"):
-        METHODS["mae"](models.build("cct-2/3x1", image_size=(8, 8), channels=1))
+def test_dino_treats_a_cct_as_a_transformer():
+    """Its crops are a ViT's, small ones of any size; and nothing is dropped at random in its teacher."""
+    encoder = models.build("cct-2/3x2", image_size=(32, 48), drop_path=0.1)
+    trained = METHODS["dino"](encoder, METHODS["dino"].Settings(out_dim=16, head_width=32))
+    assert [view.size for view in trained.views[1:3]] == [(32, 48), (14, 21)]
+    assert [view.crop_scale for view in trained.views[1:3]] == [(0.4, 1.0), (0.05, 0.4)]
+    assert METHODS["moco-v3"](encoder).temperature == 0.2
+    x = torch.randn(2, 3, 14, 21)
+    torch.testing.assert_close(trained.train().encoder(x), trained.encoder(x), rtol=0, atol=0)
+    assert not torch.equal(trained.student(x), trained.student(x))
+
+
+def test_the_grid_is_that_of_the_tokenizer():
+    for kernel, convolutions, size in (
+        (3, 1, (32, 33)),
+        (3, 2, (31, 18)),
+        (7, 2, (224, 100)),
+        (5, 3, (9, 1)),
+        (6, 2, (40, 47)),
+    ):
+        encoder = models.build(f"cct-2/{kernel}x{convolutions}", image_size=(16, 16))
+        with torch.no_grad():
+            assert encoder.grid_for(size) == encoder.tokenizer(torch.zeros(1, 3, *size)).shape[2:]
+
+
+# Weights of SHI-Labs/Compact-Transformers
+
+
+class ReferencePatches(nn.Module):
+    """Their CVT, or with a class token their ViT-Lite (src/cvt.py, src/vit.py), of vit-pytorch's parts."""
+
+    def __init__(self, size: int, class_token: bool, positions: str):
+        super().__init__()
+        self.tokenizer = nn.Module()
+        self.tokenizer.conv_layers = nn.Sequential(nn.Sequential(nn.Conv2d(3, 128, 4, 4)))
+        self.classifier = TransformerClassifier(
+            not class_token,
+            128,
+            2,
+            2,
+            1.0,
+            dropout_rate=0.0,
+            positional_embedding=positions,
+            sequence_length=(size // 4) ** 2,
+        )
+
+    def forward(self, images):
+        return self.classifier(self.tokenizer.conv_layers(images).flatten(2).transpose(1, 2))
+
+
+def reference_cct(size: int, kernel: int, convolutions: int, positions: str) -> Reference:
+    shape = {
+        "kernel_size": kernel,
+        "stride": max(1, kernel // 2 - 1),
+        "padding": kernel // 2,
+        "n_conv_layers": convolutions,
+    }
+    shape |= {"num_layers": 2, "num_heads": 2, "mlp_ratio": 1, "embedding_dim": 128, "num_classes": 10}
+    return Reference(size, positional_embedding=positions, **shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "name"),
+    [
+        (lambda: reference_cct(48, 3, 1, "learnable"), 48, "cct-2/3x1"),
+        (lambda: reference_cct(32, 3, 2, "none"), 32, "cct-2/3x2-none"),
+        (lambda: reference_cct(64, 7, 2, "sine"), 64, "cct-2/7x2"),
+        (lambda: ReferencePatches(24, False, "learnable"), 24, "cvt-2/4"),
+        (lambda: ReferencePatches(32, True, "learnable"), 32, "vit-lite-2/4"),
+        (lambda: ReferencePatches(16, True, "sine"), 16, "vit-lite-2/4"),
+    ],
+)
+def test_weights_of_the_reference_are_read(make, size, name, tmp_path):
+    torch.manual_seed(0)
+    theirs = make().eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "theirs.pth")
+    ours, config = interop.load(tmp_path / "theirs.pth")
+    assert config["layout"] == "compact" and ours.config == models.build(name, image_size=(size, size)).config
+    x = torch.randn(2, 3, size, size)
+    fc = theirs.classifier.fc
+    with torch.no_grad():
+        torch.testing.assert_close(fc(ours(x)), theirs(x), rtol=0, atol=2e-5)
+    cifar = fc.out_features == 10
+    assert (unmask.load(tmp_path / "theirs.pth")[1].mean == (0.4914, 0.4822, 0.4465)) == cifar  # otherwise ImageNet's
+    if config["encoder"]["positions"] != "none":
+        with pytest.raises(BadInput, match="image of 8x8: give image_size"):
+            interop.load(tmp_path / "theirs.pth", image_size=(8, 8))
+
+
+def test_other_sizes_and_damaged_weights_of_the_reference(tmp_path):
+    state, path = reference_cct(32, 3, 2, "learnable").state_dict(), tmp_path / "a.pth"
+    torch.save(state, path)
+    assert interop.load(path, image_size=(16, 64))[0].grid == (4, 16)
+    wide = {key: value for key, value in state.items() if "positional" not in key}
+    torch.save(wide, path)
+    assert interop.load(path, image_size=(20, 40))[0].grid == (5, 10)
+    changes = [
+        ({"classifier.norm.weight": None}, "lacks norm.weight"),
+        ({"classifier.blocks.1.linear1.weight": torch.ones(64, 128)}, "blocks.1.mlp.up.weight is"),
+        ({"classifier.blocks.0.linear1.weight": torch.ones(128, 96)}, "give heads="),
+        ({"tokenizer.conv_layers.0.0.weight": torch.ones(64, 3, 3, 5)}, r"shape \(3, 3, 5\)"),
+    ]
+    for change, match in changes:
+        torch.save({key: value for key, value in (state | change).items() if value is not None}, path)
+        with pytest.raises(BadInput, match=match):
+            interop.load(path)
 
 
 def test_a_run_of_a_cct_is_opened_again(tmp_path):
@@ -198,6 +309,9 @@ def test_a_run_of_a_cct_is_opened_again(tmp_path):
     table = pd.DataFrame({"image": [encoded(pictures.image(i)) for i in range(64)]})
     table.to_parquet(tmp_path / "digits.parquet")
     unmask.pretrain("simclr", data=tmp_path / "digits.parquet", out=out, encoder="cct-2/3x1", **options)
+    assert {path.stem for path in (out / "figures").iterdir()} == {"filters", "positions", "pooling"}
+    page = (out / "report.html").read_text()
+    assert "What the vector is made of" in page and "unmask attend" in page and "Where it looks" not in page
     encoder, _ = unmask.load(out)
     assert encoder(torch.zeros(1, 1, *encoder.image_size)).shape == (1, 128)
 

@@ -108,7 +108,10 @@ def test_own_folder(tmp_path, options):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".bin", ".safetensors"])
-@pytest.mark.parametrize("options", [{}, {"class_token": False, "pool": "mean"}, {"layer_scale": 0.1, "channels": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"class_token": False, "pool": "mean"}, {"layer_scale": 0.1, "channels": 2}, {"pool": "mean-then-norm"}],
+)
 def test_timm_state_dict(tmp_path, suffix, options):
     vit, path = small(**options), tmp_path / f"vit{suffix}"
     state = interop.to_timm(vit) | {"head.weight": torch.zeros(10, 32), "head.bias": torch.zeros(10)}
@@ -201,6 +204,21 @@ def test_what_the_official_layout_has_no_place_for():
         interop.from_mae(state)
 
 
+def test_a_fine_tuned_mae_is_read_with_the_norm_behind_the_mean(tmp_path):
+    """As its code saves it with global_pool: fc_norm instead of norm, and a classifier."""
+    vit = small(pool="mean-then-norm")
+    state = interop.to_timm(vit) | {"head.weight": torch.zeros(10, 32), "head.bias": torch.zeros(10)}
+    assert "norm.weight" not in state and torch.equal(state["fc_norm.weight"], vit.norm.weight)
+    torch.save(official(state), tmp_path / "tuned.pth")
+    again, config = interop.load(tmp_path / "tuned.pth", heads=2)
+    assert config["encoder"] == vit.config
+    same(again, vit)
+    with pytest.raises(BadInput, match="without a decoder"):
+        interop.load_mae(tmp_path / "tuned.pth", heads=2)
+    with pytest.raises(BadInput, match="norms their mean alone"):
+        MAE(again)
+
+
 # Hugging Face
 
 
@@ -263,7 +281,7 @@ def test_hugging_face_layout_there_and_back():
 
 
 def test_what_hugging_face_has_no_place_for(tmp_path):
-    for options in ({"layer_scale": 0.1}, {"class_token": False, "pool": "mean"}):
+    for options in ({"layer_scale": 0.1}, {"class_token": False, "pool": "mean"}, {"pool": "mean-then-norm"}):
         with pytest.raises(BadInput, match="timm"):
             interop.to_huggingface(small(**options), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -273,7 +291,8 @@ def test_what_hugging_face_has_no_place_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"positions": "sincos", "pool": "mean", "image_size": (16, 24), "channels": 2}]
+    "options",
+    [{"pool": "mean-then-norm"}, {"positions": "sincos", "pool": "mean", "image_size": (16, 24), "channels": 2}],
 )
 def test_onnx(tmp_path, options):
     vit = small(**options).train()
@@ -351,7 +370,7 @@ def test_files_that_are_no_encoder(tmp_path):
 def test_state_dicts_that_compute_something_else(tmp_path):
     state, path = interop.to_timm(small()), tmp_path / "a.pth"
     changes = [
-        ({"fc_norm.weight": torch.ones(32)}, "fc_norm"),
+        ({"fc_norm.weight": torch.ones(32)}, "a norm before and after the mean"),
         ({"reg_token": torch.zeros(1, 4, 32)}, "also has reg_token"),
         ({"blocks.1.attn.q_norm.weight": torch.ones(16)}, "also has blocks.1.attn.q_norm.weight"),
         ({"norm.weight": None}, "lacks norm.weight"),

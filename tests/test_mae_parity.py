@@ -147,6 +147,7 @@ TIMM = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 3, "num
     [
         ({"pool": "class"}, {"global_pool": "token"}),
         ({"pool": "mean"}, {"global_pool": "avg", "fc_norm": False}),
+        ({"pool": "mean-then-norm"}, {"global_pool": "avg"}),
         ({"pool": "mean", "class_token": False}, {"global_pool": "avg", "fc_norm": False, "class_token": False}),
         ({"layer_scale": 0.1, "channels": 5, "mlp_ratio": 2.0}, {"init_values": 0.1, "in_chans": 5, "mlp_ratio": 2.0}),
         ({"positions": "sincos"}, {}),
@@ -163,7 +164,7 @@ def test_vit_is_that_of_timm(ours, theirs):
         features = vit.forward_features(images)
         tokens, blocks = reference.forward_intermediates(
             images, return_prefix_tokens=vit.prefix > 0, output_fmt="NLC", norm=False
-        )
+        )  # tokens as forward_features gives them: normalised, unless that is left to fc_norm
         assert difference(vit(images), reference(images)) < 1e-5
     assert difference(features.tokens, tokens) < 1e-5
     assert len(blocks) == len(features.blocks) == 3
@@ -173,10 +174,11 @@ def test_vit_is_that_of_timm(ours, theirs):
         assert difference(mine, block) < 1e-5
 
 
-def test_named_models_of_timm_take_our_weights():
+@pytest.mark.parametrize(("pool", "theirs"), [("class", "token"), ("mean-then-norm", "avg")])
+def test_named_models_of_timm_take_our_weights(pool, theirs):
     torch.manual_seed(0)
-    vit = ViT((32, 32), 16, width=192, depth=12, heads=3)
-    reference = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32)
+    vit = ViT((32, 32), 16, width=192, depth=12, heads=3, pool=pool)
+    reference = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, global_pool=theirs)
     reference.load_state_dict(interop.to_timm(vit), strict=True)
     images = pictures(1, 3, 32, 32)
     with torch.no_grad():

@@ -92,6 +92,12 @@ def test_pooling_is_of_normalised_tokens():
         close(features.tokens, vit.norm(features.blocks[-1]))
         assert vit(images).shape == (2, 32)
         assert features.tokens.shape == (2, 25, 32)
+    after = small(pool="mean-then-norm")  # normalised tokens would be another function
+    features = after.forward_features(images)
+    close(after(images), after.norm(features.blocks[-1][:, 1:].mean(dim=1)))
+    assert (after(images) - small(pool="mean")(images)).abs().max() > 1e-3
+    close(features.tokens, features.blocks[-1])
+    close(after.encode(after.embed(images)), features.tokens)
     both = small(pool="class+mean")
     tokens = both.forward_features(images).tokens
     close(both(images), torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))

@@ -352,8 +352,8 @@ def attention(pictures: dict[str, bytes]) -> str:
     return section(
         "Where it looks",
         "The attention of the class token in the last block, head by head, or of all tokens on average where there is none: in "
-        "colour what holds most of it, brighter where it is more. Heads that pick out things are what DINO is known for; the same frame or corner in every image is not. "
-        "“Object” is the largest piece of what the heads look at together.",
+        "colour what holds most of it, brighter where it is more. Heads that pick out things are what DINO is known for; "
+        "the same frame or corner in every image is not. “Object” is the largest piece of what the heads look at together.",
         picture(pictures["attention"], "Attention of each head over images, and the main object."),
     )
 

@@ -18,7 +18,9 @@ def seeing_patches(encoder: Encoder, method: str, what: str) -> ViT:
             name = "cct-{depth}/{kernel}x{convolutions}".format(**encoder.config)
         raise BadInput(f"--encoder {name}: {method} {what}: use a ViT of ours, such as vit-tiny/8 or cvt-7/4")
     if encoder.config["pool"] == "mean-then-norm":
-        raise BadInput(f"{method} needs each token normalised, and this encoder norms their mean alone: build it with pool='mean'")
+        raise BadInput(
+            f"{method} needs each token normalised, and this encoder norms their mean alone: build it with pool='mean'"
+        )
     return encoder
 
 

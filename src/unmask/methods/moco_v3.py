@@ -91,7 +91,10 @@ class MoCoV3(Method):
         self.predictor = mlp([s.dim, hidden, s.dim], last_norm=transformer)
         self.key_encoder, self.key_projector = momentum_copy(self.encoder), momentum_copy(self.projector)
 
-        crop: dict[str, Any] = {"crop_scale": s.crop_scale or ((0.08, 1.0) if transformer else (0.2, 1.0)), "flip": s.flip}
+        crop: dict[str, Any] = {
+            "crop_scale": s.crop_scale or ((0.08, 1.0) if transformer else (0.2, 1.0)),
+            "flip": s.flip,
+        }
         colours = jittered((0.4, 0.4, 0.2, 0.1), s.jitter) | {
             "grey": s.grey,
             "blur_sigma": blur_sigma(encoder.image_size),

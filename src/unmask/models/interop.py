@@ -104,8 +104,8 @@ def load(
 
     Returns the encoder and its config: "encoder" (the arguments of ViT, CCT, Backbone or TokenEncoder), and what `save` was
     given, or for foreign weights "layout" ("timm", "huggingface", "compact" or "dalle"), and "preprocess" where the weights
-    tell it. Foreign encoders with a class token pool by it, unless they have `fc_norm`. Raises BadInput for anything that is none of these, is damaged, holds code, or
-    computes something that our ViT does not.
+    tell it. Foreign encoders with a class token pool by it, unless they have `fc_norm`. Raises BadInput for anything
+    that is none of these, is damaged, holds code, or computes something that our encoders do not.
     """
     path = Path(path)
     if (path / "encoder" / "config.json").is_file():
@@ -328,16 +328,16 @@ def facts_of_dalle(state: State, path: Path, image_size: tuple[int, int] | None)
     }
 
 
-def facts_of_compact(
-    state: State, path: Path, image_size: tuple[int, int] | None, heads: int | None
-) -> dict[str, Any]:
+def facts_of_compact(state: State, path: Path, image_size: tuple[int, int] | None, heads: int | None) -> dict[str, Any]:
     """The arguments of our CCT, or of our ViT for a CVT or ViT-Lite, for weights in SHI-Labs' layout: square images of as many
     tokens as there are positions, or of 32 pixels where there are none. Their positions are read as learned whatever the model is
     called: those of most of the "sine" ones are."""
     first, up = state["tokenizer.conv_layers.0.0.weight"], state["classifier.blocks.0.linear1.weight"]
     width, kernel = up.shape[1], first.shape[-1]
     if first.ndim != 4 or first.shape[2] != kernel:
-        raise BadInput(f"{path} has a convolution of shape {tuple(first.shape[1:])}: compact transformers know (C, k, k) alone")
+        raise BadInput(
+            f"{path} has a convolution of shape {tuple(first.shape[1:])}: compact transformers know (C, k, k) alone"
+        )
     if heads is None:
         heads = {width: heads for width, heads, _ in compact.SIZES.values()}.get(width)
     if heads is None:
@@ -476,7 +476,9 @@ def from_timm(state: State, path: Path | str = "the state dict") -> State:
     """
     state = {key: value for key, value in state.items() if not key.startswith("head.")}
     if {"fc_norm.weight", "norm.weight"} <= state.keys():
-        raise BadInput(f"{path} has a norm before and after the mean of its tokens (norm, fc_norm), this ViT has one of them")
+        raise BadInput(
+            f"{path} has a norm before and after the mean of its tokens (norm, fc_norm), this ViT has one of them"
+        )
     state = {re.sub("^fc_norm", "norm", key): value for key, value in state.items()}
     out = {"patch_embedding.weight": state.pop("patch_embed.proj.weight").permute(0, 2, 3, 1).flatten(1)}
     if "cls_token" in state:

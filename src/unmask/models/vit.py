@@ -58,8 +58,8 @@ class ViT(nn.Module):
     none are added to the tokens; each head of each block learns a bias for each offset between two patches). pool: "class"
     takes the class token, "mean" the mean of the patch tokens, both after the final norm, "class+mean" one after the other,
     "sequence" a weighted mean (Hassani et al. 2021), and "mean-then-norm" the final norm of the mean, which alone it norms
-    (MAE's fine-tuning code; timm's default for global_pool="avg"). drop_path: rate of the last block, rising linearly from 0 at the
-    first. compact: blocks and first weights as in Hassani et al. 2021, see `unmask.models.compact`.
+    (MAE's fine-tuning code; timm's default for global_pool="avg"). drop_path: rate of the last block, rising linearly from 0
+    at the first. compact: blocks and first weights as in Hassani et al. 2021, see `unmask.models.compact`.
     """
 
     def __init__(
@@ -182,8 +182,9 @@ class ViT(nn.Module):
         return tokens
 
     def encode(self, tokens: Tensor, offsets: Offsets | None = None, queries: slice | None = None) -> Tensor:
-        """Tokens (B, T, D) through the blocks and the final norm, which "mean-then-norm" keeps for later. offsets: what `offsets` says of these very tokens.
-        queries: those that are wanted, all if not given; the last block computes nothing of the others."""
+        """Tokens (B, T, D) through the blocks and the final norm, which "mean-then-norm" keeps for `pooled`. offsets:
+        what `offsets` says of these very tokens. queries: those that are wanted, all if not given; the last block computes
+        nothing of the others."""
         if offsets is None and self.config["positions"] == "relative":
             raise ValueError("relative positions: say by offsets= which patches the tokens are of")
         *blocks, last = self.blocks

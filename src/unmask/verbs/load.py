@@ -24,7 +24,8 @@ IMAGENET = Preprocess(3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def load(path: str | Path) -> tuple[Encoder, Preprocess]:
     """An encoder in evaluation mode, and what is to be done to images before it sees them.
 
-    path: a run, its encoder/ folder, an official MAE .pth, a Hugging Face ViT or ViTMAE folder, or a timm state dict.
+    path: a run, its encoder/ folder, an official MAE .pth, a Hugging Face ViT or ViTMAE folder, a timm state dict, or one of
+    SHI-Labs' compact transformers.
     Nothing is unpickled. Raises BadInput for anything else.
 
         encoder, preprocess = unmask.load("runs/first")
