@@ -144,6 +144,13 @@ def to_compute_dtype(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device))
 
 
+def drop(x: Tensor, rate: float) -> Tensor:
+    """Dropout, on a CPU: four values share a random number of 64 bits, where torch's own draws one for each of them. A share of the values that is `rate` to 1/65536 becomes 0; the others are scaled up."""
+    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
+    return x * kept.to(x.dtype).mul_(1 / (1 - rate))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017), with queries for some of the tokens only when asked, and a bias for
     relative positions if it is given one. dropout: share of the weights that training leaves out."""
@@ -179,7 +186,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu" and q.requires_grad:
             weights = self.weights(q, k, bias)
-            out = (F.dropout(weights, dropout) if dropout else weights) @ v
+            out = (drop(weights, dropout) if dropout else weights) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.projection(out.transpose(1, 2).flatten(2))
