@@ -5,7 +5,6 @@ The samples that undergo the same kind of operation are put side by side and cha
 bytes is Pillow's: the same bytes, but where `apply` says otherwise.
 """
 
-import cmath
 import math
 from functools import partial
 from itertools import pairwise
@@ -124,20 +123,16 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
     which, amount = drawn[..., 0].long().cpu(), drawn[..., 1].cpu()  # a GPU would be waited for
     if images.shape[1] != 3:
         which = which.where(which != SATURATION, NOTHING)
-    changed = (which != NOTHING).any(dim=1).nonzero().squeeze(1)
-    if not len(changed):
+    changed = (which != NOTHING).any(dim=1)
+    if not changed.any():
         return images
     if images.dtype != torch.uint8:
-        places = changed.to(images.device)
-        some = _bytes(images.index_select(0, places) * 255 + 0.5)
-        some = apply(some, policy, drawn.cpu()[changed], mean)
-        return images.index_copy(0, places, some / 255)
+        altered = apply(_bytes(images * 255 + 0.5), policy, drawn, mean) / 255
+        return torch.where(changed.to(images.device)[:, None, None, None], altered, images)
 
-    which, amount = which[changed], amount[changed]
     ends = [0, SATURATION, SHARPNESS, SHEAR, *((ROTATE,) if policy == "auto" else ()), NOTHING]
     fill = (mean if policy == "rand" else torch.full_like(mean, GREY)).to(images.device)[:, None, None]
-    at_once = max(1, CACHED // math.prod(images.shape[1:])) if images.device.type == "cpu" else len(images)
-    order, x = changed, images.index_select(0, changed.to(images.device)).contiguous()
+    order, x = torch.arange(len(images)), images.contiguous()
     for layer in range(which.shape[1]):
         moved = which[:, layer].argsort()  # samples of one operation side by side
         order, which, amount = order[moved], which[moved], amount[moved]
@@ -147,60 +142,58 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
             if first == last:
                 continue
             part, amounts = x[first:last], amount[first:last, layer]
-            operations, factors = which[first:last, layer].tolist(), amounts.to(x.device)[:, None, None, None]
+            operations, factors = which[first:last, layer].contiguous(), amounts.to(x.device)[:, None, None, None]
             match kind:
                 case 0:
-                    change, numbers = look_up, (tables(part, operations, amounts.tolist()),)
+                    change, numbers = look_up, (tables(part, operations, amounts),)
                 case 1:
                     change, numbers = saturate, (factors,)
                 case 2:
                     change, numbers = sharpen, (factors,)
                 case _:
                     mode = "bilinear" if kind == 3 else "nearest"
-                    change, numbers = partial(move, fill=fill, mode=mode), origins(part, operations, amounts.tolist())
-            for some, *its in zip(*(each.split(at_once) for each in (part, *numbers)), strict=True):
-                some.copy_(change(some, *its))
-    return images.index_copy(0, order.to(images.device), x)
+                    change, numbers = partial(move, fill=fill, mode=mode), origins(part, operations, amounts)
+            for begin in range(0, last - first, at_once(x)):
+                some = slice(begin, begin + at_once(x))
+                part[some] = change(part[some], *(each[some] for each in numbers))
+    return x.index_select(0, order.argsort().to(x.device))
 
 
-def tables(x: Tensor, operations: list[int], amounts: list[float]) -> Tensor:
-    """What becomes of each value in each channel of bytes (b, C, H, W), (b, C, 256) uint8, for operations in ascending order
-    and how much there is of each."""
-    # one formula for all but one operation: scaled, bits cut off, added to in the lower half, inverted from a level on
-    numbers, places = [], {}
-    for place, (operation, amount) in enumerate(zip(operations, amounts, strict=True)):
-        name, scale, kept, more, level = OPERATIONS[operation], 1.0, 255, 0, 256
-        places[name] = slice(places[name].start if name in places else place, place + 1)
-        match name:
-            case "invert":
-                level = 0
-            case "posterise":
-                kept = 256 - 2 ** (8 - int(amount))
-            case "solarise":
-                level = math.ceil(amount)
-            case "solarise_add":
-                more = int(amount)
-            case "brightness" | "contrast":
-                scale = amount
-        numbers.append((scale, kept, more, level))
-    numbers = torch.tensor(numbers).to(x.device)[:, :, None, None]
+def at_once(x: Tensor) -> int:
+    """How many images like those of x (b, C, H, W) are changed at a time."""
+    return max(1, CACHED // math.prod(x.shape[1:])) if x.device.type == "cpu" else len(x)
+
+
+def tables(x: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
+    """What becomes of each value in each channel of bytes (b, C, H, W), (b, C, 256) uint8, for operations (b,) int64 in
+    ascending order and how much there is of each, (b,) float32, both on the CPU."""
+    ends = torch.searchsorted(operations, torch.arange(SATURATION + 1)).tolist()
+    stretch, equalise, invert, posterise, solarise, add, brighten, turn = (slice(*each) for each in pairwise(ends))
+    # one formula for all but two: scaled, some bits kept, added to in the lower half, inverted from a level on
+    numbers = torch.tensor([1.0, 255.0, 0.0, 256.0]).repeat(len(x), 1)
+    numbers[brighten.start : turn.stop, 0] = amounts[brighten.start : turn.stop]
+    numbers[posterise, 1] = 256 - 2 ** (8 - amounts[posterise])
+    numbers[add, 2] = amounts[add]
+    numbers[solarise, 3] = amounts[solarise].ceil()
+    numbers[invert, 3] = 0
+    numbers = numbers.to(x.device)[:, :, None, None]
     scale, anchor = numbers[:, 0], torch.zeros(len(x), 1, 1, device=x.device)
     values = torch.arange(256.0, device=x.device)
-    if some := places.get("contrast"):
-        grey = luma(x[some]) if x.shape[1] == 3 else x[some].float()
-        anchor[some] = (grey.mean(dim=(1, 2, 3), dtype=torch.float64) + 0.5).floor().float()[:, None, None]
+    if turn.start < turn.stop:
+        grey = luma(x[turn]) if x.shape[1] == 3 else x[turn].float()
+        anchor[turn] = (grey.mean(dim=(1, 2, 3), dtype=torch.float64) + 0.5).floor().float()[:, None, None]
     table = (scale * (values - anchor)).add_(anchor).clamp_(0, 255).to(torch.int16).repeat(1, x.shape[1], 1)  # (b, C, 256)
-    if some := places.get("autocontrast"):
-        low, high = (extreme[:, :, None].double() for extreme in (x[some].amin((2, 3)), x[some].amax((2, 3))))
+    if stretch.start < stretch.stop:
+        low, high = (extreme[:, :, None].double() for extreme in (x[stretch].amin((2, 3)), x[stretch].amax((2, 3))))
         steeper = torch.full_like(low, 255) / (high - low)  # 255 / (…) would be rounded twice
         stretched = (values * steeper - low * steeper).clamp_(0, 255)
-        table[some] = torch.where(high > low, stretched, values.double()).to(torch.int16)
+        table[stretch] = torch.where(high > low, stretched, values.double()).to(torch.int16)
     kept, more, level = numbers[:, 1:].to(torch.int16).unbind(1)
     table &= kept
     table += more * (table < 128)
     table = torch.where(table < level, table, 255 - table).to(torch.uint8)
-    if some := places.get("equalise"):
-        table[some] = equalising(x[some]).to(torch.uint8)
+    if equalise.start < equalise.stop:
+        table[equalise] = equalising(x[equalise])
     return table
 
 
@@ -215,13 +208,15 @@ def saturate(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def equalising(x: Tensor) -> Tensor:
-    """Tables (b, C, 256) int64 that make the values of bytes (b, C, H, W) about equally frequent, as Pillow's: the pixels
-    darker than a value, counted in steps of a 255th of those darker than the brightest."""
-    flat = x.flatten(2).long()
+    """Tables (b, C, 256) that make the values of bytes (b, C, H, W) about equally frequent, as Pillow's: the pixels darker
+    than a value, counted in steps of a 255th of those darker than the brightest."""
     count = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
-    count.scatter_add_(2, flat, count.new_ones(()).expand_as(flat))
+    one = count.new_ones(())
+    for each, found in zip(x.flatten(2).split(at_once(x)), count.split(at_once(x)), strict=True):
+        found.scatter_add_(2, each.long(), one.expand_as(each))
     darker = count.cumsum(dim=2) - count
-    step = darker.gather(2, flat.amax(dim=2, keepdim=True)) // 255
+    brightest = x.flatten(2).amax(dim=2, keepdim=True).long()
+    step = darker.gather(2, brightest) // 255
     table = ((darker + step // 2) // step.clamp(min=1)).clamp(max=255)
     return torch.where(step > 0, table, torch.arange(256, device=x.device))
 
@@ -246,36 +241,21 @@ def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     return out
 
 
-def origins(x: Tensor, operations: list[int], amounts: list[float]) -> tuple[Tensor, Tensor]:
-    """Where in images (b, C, H, W) each pixel comes from when they are rotated about the centre, sheared or translated by
-    amounts: the share of its column (b, 1, W) and that of its row (b, H, 1). They add up to complex64 numbers, the column and
-    1j times the row, of which -1 and 1 are the edges of the image."""
+def origins(x: Tensor, operations: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in images (b, C, H, W) each pixel comes from when they are sheared, rotated about the centre, or translated by
+    amounts (b,) on the CPU: the share of its column (b, 1, W) and that of its row (b, H, 1). They add up to complex64
+    numbers, the column and 1j times the row, of which -1 and 1 are the edges of the image."""
     H, W = x.shape[2:]
-    steps, starts = [], []
-    for operation, amount in zip(operations, amounts, strict=True):
-        right, down, start = 1 + 0j, 1j, 0j  # what a step in the result is in the image
-        match OPERATIONS[operation]:
-            case "shear_x":
-                down += amount
-            case "shear_y":
-                right += 1j * amount
-            case "rotate":
-                right = cmath.rect(1, math.radians(amount))
-                down, centre = 1j * right, complex(W, H) / 2
-                start = centre - centre * right
-            case "translate_x":
-                start = complex(W * amount)
-            case _:
-                start = 1j * H * amount
-        steps.append((right, down))
-        starts.append(start)
-    right, down = torch.tensor(steps, dtype=torch.complex128).T[:, :, None]
-    start = torch.tensor(starts)[:, None]
-    columns = start + right * (torch.arange(W) + 0.5)  # (b, W)
-    rows = down * (torch.arange(H) + 0.5)  # (b, H)
+    # of the five amounts of each sample only one is not zero: (5, b)
+    each = amounts.double() * (operations == torch.arange(SHEAR, NOTHING)[:, None])
+    shear_x, shear_y, angle, across, along = each[:, :, None]
+    turn, centre = torch.polar(torch.ones_like(angle), angle.deg2rad()), complex(W, H) / 2
+    start = centre - centre * turn + torch.complex(W * across, H * along)
+    columns = start + (turn + 1j * shear_y) * (torch.arange(W) + 0.5)  # (b, W)
+    rows = (1j * turn + shear_x) * (torch.arange(H) + 0.5)  # (b, H)
     columns, rows = (torch.complex(places.real * (2 / W), places.imag * (2 / H)) for places in (columns, rows))
-    columns -= 1 + 1j
-    return columns.to(x.device, torch.complex64)[:, None], rows.to(x.device, torch.complex64)[:, :, None]
+    columns, rows = (columns - (1 + 1j))[:, None], rows[:, :, None]
+    return columns.to(x.device, torch.complex64), rows.to(x.device, torch.complex64)
 
 
 def move(x: Tensor, columns: Tensor, rows: Tensor, fill: Tensor, mode: str) -> Tensor:
