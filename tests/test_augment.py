@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unmask.data.augment import OPERATIONS, UNCHANGED, View, sample_seeds
 from unmask.data.decode import Preprocess
-from unmask.data.loader import Key, Loader, Renderer, coloured
+from unmask.data.loader import Key, Loader, Renderer, altered
 from unmask.data.source import Source
 from unmask.data.sources import open_source
 
@@ -168,7 +168,7 @@ def test_floats_are_coloured_between_what_is_shown_as_black_and_white():
     wanted = ALL.colour(images, ALL.draw_colour(seeds, 1))
     scaled = Preprocess(3, (0.0,) * 3, (1.0,) * 3, (100.0, 0.0, -5.0), (4000.0, 50.0, 5.0))
     low, span = torch.tensor([100.0, 0.0, -5.0])[:, None, None], torch.tensor([3900.0, 50.0, 10.0])[:, None, None]
-    found = coloured(images * span + low, ALL, seeds, 1, scaled)
+    found = altered(images * span + low, ALL, seeds, 1, scaled)
     assert ((found - low) / span - wanted).abs().max() < 1e-3
 
 
@@ -221,10 +221,10 @@ def test_colours_on_a_device_are_those_of_a_worker(photographs):
     for number, (view, ours, theirs) in enumerate(zip(DINO, here[0], there[0], strict=True)):
         assert ours.dtype == theirs.dtype == torch.uint8
         assert not torch.equal(ours, theirs)
-        assert torch.equal(ours, coloured(theirs, view, there[2], number, COLOUR))
+        assert torch.equal(ours, altered(theirs, view, there[2], number, COLOUR))
 
 
 def test_a_view_without_colours_is_left_as_it_was(photographs):
     plain = View((32, 32))
     images = torch.zeros(2, 3, 32, 32)
-    assert coloured(images, plain, torch.arange(2), 0, COLOUR) is images
+    assert altered(images, plain, torch.arange(2), 0, COLOUR) is images

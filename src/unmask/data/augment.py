@@ -7,7 +7,7 @@ nor the batch, nor the number of processes changes a crop or a mask.
 import math
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +52,9 @@ def uniform(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image: a random crop, resized and flipped, then its colours. In the order of the papers' code
-    the four operations of the jitter in random order, then grey, blur, solarise, each by a coin of its own."""
+    """One way to look at an image: a random crop, resized and flipped, then a policy, a shift, and its colours. In the order of
+    the papers' code the four operations of the jitter in random order, then grey, blur, solarise, each by a coin of its own.
+    The recipes for CIFAR flip after the policy; nearly all of what a policy does it does as often in the mirror."""
 
     size: tuple[int, int]
     """Height and width in pixels of what comes out."""
@@ -63,6 +64,11 @@ class View:
     """Narrowest and widest aspect of a crop, relative to the aspect of `size`."""
     flip: float = 0.5
     """Probability of a flip from left to right."""
+    policy: Literal["rand", "auto"] | None = None
+    """RandAugment or AutoAugment, as `unmask.data.policies` has them."""
+    shift: int = 0
+    """Most pixels of `size` by which what has been cropped is shifted in each direction, with black behind it: torchvision's
+    RandomCrop of the same size with so much padding (CIFAR: 4)."""
     jitter: tuple[float, float, float, float] | None = None
     """Strengths of brightness, contrast, saturation and hue, as of torchvision's ColorJitter: three factors uniform in
     max(0, 1 - strength) to 1 + strength, and a shift uniform in -strength to strength of the circle of hues."""
@@ -96,7 +102,10 @@ class View:
         width = torch.minimum(widths, heights * ratio).round().clamp(min=1)
         top, left = ((heights - height) / 2).round(), ((widths - width) / 2).round()
         if self.crop_scale is None:
-            return torch.stack([top, left, height, width, torch.zeros_like(top)], dim=1).long()
+            flipped = torch.zeros_like(top)
+            if self.flip > 0:
+                flipped = uniform(seeds, 1, (number + 1) * self.DRAWS - 1).squeeze(1) < self.flip
+            return torch.stack([top, left, height, width, flipped], dim=1).long()
 
         u = uniform(seeds, self.DRAWS, number * self.DRAWS)
         scale, shape, down, right = u[:, : 4 * self.TRIES].unflatten(1, (4, self.TRIES)).unbind(1)  # (B, tries) each
@@ -137,6 +146,11 @@ class View:
         pixels = rows @ pixels.view(B, C, H, -1).transpose(1, 2).reshape(B, H, -1)  # (B, h, C * w)
         pixels = pixels.view(B, self.size[0], C, -1).transpose(1, 2)
         return pixels.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else pixels.contiguous()
+
+    @property
+    def altered(self) -> bool:
+        """Whether what has been rendered may change further: by a policy, a shift or its colours."""
+        return self.policy is not None or self.shift > 0 or self.colourful
 
     @property
     def colourful(self) -> bool:

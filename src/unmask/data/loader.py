@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from unmask.data import policies
 from unmask.data.augment import View, sample_seeds
 from unmask.data.decode import Preprocess, Shrunk, UnreadableImage
 from unmask.data.source import Source
@@ -135,7 +136,7 @@ class Loader:
             for number, view in enumerate(self.views):
                 drawn = view.draw(seeds, height.expand_as(seeds), width.expand_as(seeds), number)
                 rendered = view.render_batch(chosen, drawn)
-                views.append(self.preprocess.normalise(coloured(rendered, view, near, number, self.preprocess)))
+                views.append(self.preprocess.normalise(altered(rendered, view, near, number, self.preprocess)))
             index = held.index[places]
             yield Batch(tuple(views), index, seeds, None if known is None else known[index])
 
@@ -164,7 +165,7 @@ class Loader:
             views = [view.to(self.device, non_blocking=True) for view in views]
             if not on_cpu:
                 views = [
-                    coloured(images, view, seed, number, self.preprocess)
+                    altered(images, view, seed, number, self.preprocess)
                     for number, (images, view) in enumerate(zip(views, self.views, strict=True))
                 ]
             targets = None if self.targets is None else self.targets[index].to(self.device, non_blocking=True)
@@ -193,8 +194,8 @@ class Renderer:
     views: tuple[View, ...]
     seed: int
     replace: bool
-    colour: bool
-    """Whether the views are coloured here, not on the device."""
+    alter: bool
+    """Whether policies, shifts and colours are done here, not on the device."""
     room: int
     """Bytes of prepared images that may be kept for later epochs."""
     kept: dict[int, Shrunk] = field(default_factory=dict)
@@ -261,8 +262,8 @@ class Renderer:
                 view.render(image.pixels, row if image.factor == 1 else image.box(row))
                 for image, row in zip(images, drawn, strict=True)
             ]
-            if self.colour and view.colourful and rendered:
-                views.append(coloured(torch.stack(rendered), view, seeds, number, self.preprocess))
+            if self.alter and view.altered and rendered:
+                views.append(altered(torch.stack(rendered), view, seeds, number, self.preprocess))
             else:
                 views.append(stacked(rendered) if rendered else torch.empty(0))
         return views, torch.tensor(indices, dtype=torch.int64), seeds, failures
@@ -274,16 +275,24 @@ def stacked(images: list[Tensor]) -> Tensor:
     return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
-def coloured(images: Tensor, view: View, seeds: Tensor, number: int, preprocess: Preprocess) -> Tensor:
-    """Rendered images (B, C, H, W) of view `number` with their colours changed, for sample seeds (B,) int64 on the CPU.
-    Black and white of floats are what is shown as such: `low` and `high` of the preprocessing."""
-    if not view.colourful:
+def altered(images: Tensor, view: View, seeds: Tensor, number: int, preprocess: Preprocess) -> Tensor:
+    """Rendered images (B, C, H, W) of view `number` through its policy, shift and colours, for sample seeds (B,) int64 on the
+    CPU. Black and white of floats are what is shown as such: `low` and `high` of the preprocessing."""
+    if not view.altered:
         return images
-    drawn = view.draw_colour(seeds, number)
-    if images.dtype == torch.uint8 or not preprocess.low:
-        return view.colour(images, drawn)
-    low, high = (images.new_tensor(value)[:, None, None] for value in (preprocess.low, preprocess.high))
-    return view.colour((images - low) / (high - low), drawn) * (high - low) + low
+    low, span, mean = 0.0, 1.0, torch.tensor(preprocess.mean)
+    if images.dtype != torch.uint8 and preprocess.low:
+        low = images.new_tensor(preprocess.low)[:, None, None]
+        span = images.new_tensor(preprocess.high)[:, None, None] - low
+        images = (images - low) / span
+        mean = (mean - torch.tensor(preprocess.low)) / (torch.tensor(preprocess.high) - torch.tensor(preprocess.low))
+    if view.policy is not None:
+        images = policies.apply(images, view.policy, policies.draw(view.policy, seeds, number), mean)
+    if view.shift:
+        images = policies.shifted(images, policies.draw_shift(view.shift, seeds, number), view.shift)
+    if view.colourful:
+        images = view.colour(images, view.draw_colour(seeds, number))
+    return images if isinstance(low, float) else images * span + low
 
 
 @dataclass

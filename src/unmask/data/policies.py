@@ -110,7 +110,7 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
     """Images (B, C, H, W) through their rows of `draw` (B, 2, 2), same dtype, in one batch on their device.
 
     uint8, or float32 from 0 for black to 1 for white, of which those that change are rounded to bytes (and cut off) and the
-    others stay as they are. mean: (C,) on the scale of 255, what RandAugment shows where an image has been moved away. The
+    others stay as they are. mean: (C,) on the scale of 1, what RandAugment shows where an image has been moved away. The
     amounts are bits that are kept (posterise; 0: black), the level from which on values are inverted (solarise), what is
     added to values below 128 (solarise_add), factors (brightness to sharpness), degrees against the clock (rotate), pixels
     a pixel (shear), shares of width or height (translate).
@@ -131,7 +131,8 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
         return torch.where(changed.to(images.device)[:, None, None, None], altered, images)
 
     ends = [0, SATURATION, SHARPNESS, SHEAR, *((ROTATE,) if policy == "auto" else ()), NOTHING]
-    fill = (mean if policy == "rand" else torch.full_like(mean, GREY)).to(images.device)[:, None, None]
+    fill = (255 * mean).round().clamp(0, 255) if policy == "rand" else torch.full_like(mean, GREY)
+    fill = fill.to(images.device)[:, None, None]
     order, x = torch.arange(len(images)), images.contiguous()
     for layer in range(which.shape[1]):
         moved = which[:, layer].argsort()  # samples of one operation side by side
@@ -182,7 +183,9 @@ def tables(x: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
     if turn.start < turn.stop:
         grey = luma(x[turn]) if x.shape[1] == 3 else x[turn].float()
         anchor[turn] = (grey.mean(dim=(1, 2, 3), dtype=torch.float64) + 0.5).floor().float()[:, None, None]
-    table = (scale * (values - anchor)).add_(anchor).clamp_(0, 255).to(torch.int16).repeat(1, x.shape[1], 1)  # (b, C, 256)
+    table = (
+        (scale * (values - anchor)).add_(anchor).clamp_(0, 255).to(torch.int16).repeat(1, x.shape[1], 1)
+    )  # (b, C, 256)
     if stretch.start < stretch.stop:
         low, high = (extreme[:, :, None].double() for extreme in (x[stretch].amin((2, 3)), x[stretch].amax((2, 3))))
         steeper = torch.full_like(low, 255) / (high - low)  # 255 / (…) would be rounded twice
@@ -287,6 +290,8 @@ def shifted(images: Tensor, drawn: Tensor, most: int) -> Tensor:
     """Images (B, C, H, W) by their rows of `draw_shift` (B, 2) in black, same dtype: torchvision's RandomCrop with a padding
     of `most` pixels."""
     height, width = images.shape[2:]
-    windows = F.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 most + 1, 2 most + 1, H, W)
+    windows = (
+        F.pad(images, (most,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    )  # (B, C, 2 most + 1, 2 most + 1, H, W)
     top, left = (drawn + most).to(images.device, non_blocking=True).unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
