@@ -141,17 +141,7 @@ class Loader:
             yield Batch(tuple(views), index, seeds, None if known is None else known[index])
 
     def _workers(self, dataset: "Renderer | Reader", keys: Any) -> DataLoader:
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=keys,
-            num_workers=self.workers,
-            collate_fn=_as_is,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if self.workers else None,
-            generator=torch.Generator(),  # or it would draw a seed for workers from the caller's random numbers
-            worker_init_fn=partial(_begin_worker, os.getpid()),
-        )
+        return in_workers(dataset, keys, self.workers, self.device)
 
     def _batches(self, keys: Any, replace: bool) -> Iterator[Batch]:
         on_cpu = self.device.type == "cpu"
@@ -316,6 +306,21 @@ class Reader:
                 failures.append((self.source.table["path"].iat[i], str(error)))
         alike = len({(image.shape, image.dtype) for image in images}) == 1
         return (torch.stack(images) if alike else None), indices, failures
+
+
+def in_workers(dataset: Any, keys: Any, workers: int, device: torch.device) -> DataLoader:
+    """What `dataset` makes of each of the keys, in their order, made in so many processes; 0: in this one."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # or it would draw a seed for workers from the caller's random numbers
+        worker_init_fn=partial(_begin_worker, os.getpid()),
+    )
 
 
 def _as_is(batch):
