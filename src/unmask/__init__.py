@@ -18,7 +18,7 @@ from typing import Any
 from unmask.errors import BadInput
 
 __all__ = ["BadInput", "attend", "compare", "embed", "export", "inspect", "load", "pack", "plan", "pretrain", "probe"]
-__all__ += ["reconstruct"]
+__all__ += ["reconstruct", "robustness"]
 __version__ = version("unmask")
 
 
@@ -62,6 +62,15 @@ def compare(*runs: str | Path, data: str | Path, test: str | Path | None = None,
     from unmask.verbs.compare import compare as judge
 
     return judge(Compare(tuple(map(str, runs)), str(data), None if test is None else str(test), **settings))
+
+
+def robustness(run: str | Path, *, data: str | Path, **settings: Any) -> dict[str, Any]:
+    """How much of a classifier's accuracy corruptions and attacks leave, as `unmask robustness` does. Returns what
+    robustness.json says."""
+    from unmask.verbs.robustness import Robustness
+    from unmask.verbs.robustness import robustness as judge
+
+    return judge(Robustness(str(run), str(data), **settings))
 
 
 def embed(run: str | Path, *, data: str | Path, **settings: Any):

@@ -37,6 +37,12 @@ VERBS = {
     ),
     "probe": ("probe", "Probe", "probe", "test a frozen encoder, beside an untrained one and raw pixels"),
     "compare": ("compare", "Compare", "compare", "several encoders on the same images: one table, one figure"),
+    "robustness": (
+        "robustness",
+        "Robustness",
+        "robustness",
+        "how much of a classifier's accuracy noise, blur, snow and attacks leave",
+    ),
     "reconstruct": (
         "reconstruct",
         "Reconstruct",

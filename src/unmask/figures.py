@@ -15,10 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmask.evaluate.corruptions import KINDS
 from unmask.layers import patchify, unpatchify
 
 # Okabe & Ito's colours, told apart by colour-blind eyes too
@@ -27,6 +29,8 @@ SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, GREY, FAINT = "#222222", "#666666", "#DDDDDD"
 DPI = 160
 HEAT = colormaps["inferno"]
+LEFT = colormaps["Blues"]
+"""How much of an accuracy is left."""
 HIDDEN = 0.5
 """The grey of a hidden patch."""
 
@@ -279,6 +283,93 @@ def comparison(result: dict[str, Any]) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     figure.supxlabel("accuracy, with its 95% interval; hollow: the same encoder, untrained", fontsize=11, color=GREY)
     return png(figure)
+
+
+def robustness(result: dict[str, Any]) -> bytes:
+    """Accuracy of a classifier under each corruption at each severity, as a table; beside it, where there were attacks, under
+    FGSM and PGD by how far they may go, with 95% intervals.
+
+    result: what robustness.json says, see `unmask.evaluate.robustness`.
+    """
+    attacks = result.get("attacks")
+    lines = len(result["corruptions"])
+    figure = Figure(figsize=(13 if attacks else 7.5, max(4.2, 1.9 + 0.36 * lines)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15)  # type: ignore[union-attr]
+    if attacks:
+        left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+        attack_curves(right, result)
+    else:
+        left = figure.subplots()
+    corruption_table(left, result)
+    return png(figure)
+
+
+def corruption_table(axes: Axes, result: dict[str, Any]) -> None:
+    """A row a corruption, by kind, a column a severity, and the means of both; the darker, the more is left."""
+    least, most = result["majority"]["accuracy"], result["clean"]["accuracy"]
+    wide = len(result["severities"])
+    gap = 0.3
+
+    def cell(x: float, y: float, accuracy: float, weight: str = "normal") -> None:
+        share = min(1.0, max(0.0, (accuracy - least) / max(most - least, 1e-9)))
+        axes.add_patch(Rectangle((x + 0.02, y + 0.03), 0.96, 0.94, facecolor=LEFT(0.85 * share), linewidth=0))
+        ink = "white" if share > 0.75 else INK
+        axes.text(x + 0.5, y + 0.52, f"{accuracy:.2f}", ha="center", va="center", fontsize=11, color=ink, weight=weight)
+
+    def row(y: float, name: str, accuracies: list[float], overall: float, weight: str = "normal") -> None:
+        axes.text(-0.15, y + 0.52, name, ha="right", va="center", fontsize=11.5, color=INK, weight=weight)
+        for x, accuracy in enumerate(accuracies):
+            cell(x, y, accuracy, weight)
+        cell(wide + gap, y, overall, "bold")
+
+    y = 0.0
+    for kind, members in KINDS.items():
+        shown = [name for name in members if name in result["corruptions"]]
+        if shown:
+            axes.text(-3.6, y + 0.52, kind, ha="left", va="center", fontsize=11.5, color=GREY, style="italic")
+        for name in shown:
+            accuracies = [score["accuracy"] for score in result["corruptions"][name]]
+            row(y, name.replace("_", " ").removesuffix(" transform"), accuracies, float(np.mean(accuracies)))
+            y += 1
+        y += gap if shown else 0
+    row(y, "mean", [score["accuracy"] for score in result["mean"]], result["all"]["accuracy"], "bold")
+
+    for x, severity in enumerate(result["severities"]):
+        axes.text(x + 0.5, -0.15, str(severity), ha="center", va="bottom", fontsize=11, color=GREY)
+    axes.text(wide + gap + 0.5, -0.15, "mean", ha="center", va="bottom", fontsize=11, color=GREY)
+    axes.text(-0.15, -0.15, "severity", ha="right", va="bottom", fontsize=11, color=GREY)
+    axes.set_xlim(-3.6, wide + gap + 1)
+    axes.set_ylim(y + 1.05, -0.75)
+    axes.set_axis_off()
+    axes.set_title("Accuracy under common corruptions", loc="left", fontsize=12.5, color=INK, pad=10)
+    words = f"darkest: {most:.2f}, as on clean images; white: {least:.2f}, always the commonest class"
+    axes.text(0, -0.02, words, transform=axes.transAxes, fontsize=10.5, color=GREY, va="top")
+
+
+def attack_curves(axes: Axes, result: dict[str, Any]) -> None:
+    """FGSM and PGD over epsilon, in steps of equal width from none, beside the clean accuracy and the commonest class."""
+    attacks, clean = result["attacks"], result["clean"]
+    x = np.arange(len(attacks["epsilons"]) + 1)
+    label = {"textcoords": "offset points", "fontsize": 11.5, "annotation_clip": False}
+    for key, colour, style in (("fgsm", BLUE, "o-"), ("pgd", VERMILION, "s-")):
+        scores = [clean, *attacks[key]]
+        middle, low, high = (np.array([score[name] for score in scores]) for name in ("accuracy", "low", "high"))
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x, middle, style, color=colour, linewidth=2.2, markersize=5.5, clip_on=False)
+        away = 0 if abs(attacks["fgsm"][-1]["accuracy"] - attacks["pgd"][-1]["accuracy"]) > 0.04 else 8
+        place = (9, away if key == "fgsm" else -away)
+        axes.annotate(key.upper(), (x[-1], middle[-1]), place, color=colour, va="center", **label)
+    commonest = result["majority"]["accuracy"]
+    for accuracy, words, where in ((clean["accuracy"], "clean", "right"), (commonest, "the commonest class", "left")):
+        axes.axhline(accuracy, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0)
+        at = (x[-1] if where == "right" else 0.1, accuracy)
+        axes.annotate(f"{words}: {accuracy:.2f}", at, (0, 5), color=GREY, ha=where, **label)
+    tidy(axes, "how far each value may move, in levels of 255", np.empty(0))
+    axes.set_xticks(x, ["0", *(f"{255 * epsilon:.3g}" for epsilon in attacks["epsilons"])])
+    axes.set_xlim(0, x[-1])
+    axes.set_ylim(0, min(1.0, 1.15 * max(clean["high"], commonest)))
+    axes.tick_params(axis="x", pad=7)
+    axes.set_title("Accuracy under attack", loc="left", fontsize=12.5, color=INK, pad=10)
 
 
 def series(history: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:

@@ -109,8 +109,8 @@ def write(run: Run, pictures: dict[str, bytes]) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
     pictures: PNG bytes under the names "reconstruction", "attention", "pooling", "positions" and "filters", and for a classifier
-    "confusion", "reliability" and "recalls", each optional. The loss, the curves, the probes and the test are drawn from the
-    run's own files; what is missing there is absent from the page.
+    "confusion", "reliability", "recalls" and "robustness", each optional. The loss, the curves, the probes and the test are
+    drawn from the run's own files; what is missing there is absent from the page.
     """
     path = run.folder / "report.html"
     write_whole(path, page(run, pictures))
@@ -130,6 +130,7 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         attention(pictures),
         pooling(pictures),
         probes(probe, result),
+        robustness(run.read("robustness.json"), pictures),
         curves(history),
         learnt(pictures),
         all_settings(settings),
@@ -403,6 +404,18 @@ def probes(probe: dict[str, Any], result: dict[str, Any]) -> str:
     body += f'<div class="sides"><div><h3>Groups kept apart: believe this one</h3>{scores(probe)}</div>'
     body += f"<div><h3>Split by image: groups on both sides</h3>{scores(leaky)}</div></div>"
     return section("How good are the features?", words, body)
+
+
+def robustness(found: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    if not found or "robustness" not in pictures:
+        return ""
+    return section(
+        "What is left when images get worse?",
+        "Noise, blur, weather and compression at five severities, on labelled images the classifier never saw; and attacks that "
+        "know it and move each value by a few levels at most. What a photograph in poor light would cost is on the left.",
+        f"<p><b>{text(found['sentence'])}</b></p>"
+        + picture(pictures["robustness"], "Accuracy by corruption and severity, and under attack."),
+    )
 
 
 def scores(probe: dict[str, Any]) -> str:
