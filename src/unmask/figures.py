@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unmask.evaluate.corruptions import KINDS
+from unmask.evaluate.corruptions import KINDS, called
 from unmask.layers import patchify, unpatchify
 
 # Okabe & Ito's colours, told apart by colour-blind eyes too
@@ -329,7 +329,7 @@ def corruption_table(axes: Axes, result: dict[str, Any]) -> None:
             axes.text(-3.6, y + 0.52, kind, ha="left", va="center", fontsize=11.5, color=GREY, style="italic")
         for name in shown:
             accuracies = [score["accuracy"] for score in result["corruptions"][name]]
-            row(y, name.replace("_", " ").removesuffix(" transform"), accuracies, float(np.mean(accuracies)))
+            row(y, called(name), accuracies, float(np.mean(accuracies)))
             y += 1
         y += gap if shown else 0
     row(y, "mean", [score["accuracy"] for score in result["mean"]], result["all"]["accuracy"], "bold")

@@ -8,6 +8,7 @@ The strengths are those of the paper's code: its table for ImageNet-C where the 
 CIFAR-10-C below. Lengths are pixels, as there, whatever the size; only the elastic transform goes with the side. Deviations:
 - results are rounded to whole levels, where the paper's code cuts them off, and not saved as JPEG in between;
 - images that are not square are padded, cropped and zoomed by their own height and width;
+- the kernel of the defocus has the sum 1, where the paper's smoothing of its rim adds up to 1.3%;
 - the heights of fog between two corners take these two corners, where the paper's code takes one of them from next door;
 - images of other than three channels: the value of a pixel is its mean, where RGB has HSV's maximum or a weighted grey, and
   JPEG compresses each channel as a grey picture.
@@ -166,12 +167,11 @@ def smear(x: Floats, radius: int, sigma: float, degrees: float) -> Floats:
 
 
 def zoom_blur(image: Bytes, severity: int, rng: Generator) -> Bytes:
-    """The camera came nearer: the mean over zooms from 1 up. (Largest zoom, step.)"""
-    large = (1.1, 0.01), (1.15, 0.01), (1.2, 0.02), (1.25, 0.02), (1.3, 0.03)
-    small = (1.05, 0.01), (1.1, 0.01), (1.15, 0.01), (1.2, 0.01), (1.25, 0.01)
-    largest, step = strength(image, severity, large, small)
+    """The camera came nearer: the mean over zooms from 1 up. (Where they end, step.)"""
+    large = (1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)
+    small = (1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)
     x = unit(image)
-    zooms = 1 + step * np.arange(round((largest - 1) / step) + 1)
+    zooms = np.arange(1, *strength(image, severity, large, small)).tolist()  # rounding decides whether the end is one
     # the image itself counts once more, as in the paper's code
     return to_bytes((x + sum(zoomed(x, zoom) for zoom in zooms)) / (len(zooms) + 1))
 
@@ -340,6 +340,11 @@ def jpeg_compression(image: Bytes, severity: int, rng: Generator) -> Bytes:
     if image.shape[2] == 3:
         return saved(image)
     return np.stack([saved(plane) for plane in np.moveaxis(image, 2, 0)], axis=2)
+
+
+def called(name: str) -> str:
+    """A corruption in words: "Gaussian noise"."""
+    return name.replace("_", " ").replace("gaussian", "Gaussian").replace("jpeg", "JPEG")
 
 
 CORRUPTIONS: dict[str, Callable[[Bytes, int, Generator], Bytes]] = {

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from unmask import figures
 from unmask.data.sources import open_source
 from unmask.errors import BadInput
-from unmask.evaluate.corruptions import CORRUPTIONS
+from unmask.evaluate.corruptions import CORRUPTIONS, called
 from unmask.evaluate.robustness import EPSILONS
 from unmask.evaluate.robustness import robustness as measure
 from unmask.training import engine
@@ -107,7 +107,7 @@ def sentence(result: dict[str, Any]) -> str:
     worst = min(result["corruptions"], key=lambda name: mean(result["corruptions"][name]))
     words = (
         f"Of {clean:.2f} clean accuracy {result['all']['accuracy']:.2f} is left under the mean corruption, "
-        f"{result['mean'][-1]['accuracy']:.2f} at severity {severities[-1]}; worst: {worst.replace('_', ' ')} "
+        f"{result['mean'][-1]['accuracy']:.2f} at severity {severities[-1]}; worst: {called(worst)} "
         f"({mean(result['corruptions'][worst]):.2f})"
     )
     if "attacks" in result:
@@ -127,7 +127,7 @@ def show(result: dict[str, Any]) -> None:
     title = f"accuracy on {result['n']:,} images"
     table = Table(*heads, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name, scores in result["corruptions"].items():
-        table.add_row(name.replace("_", " "), *(f"{score['accuracy']:.3f}" for score in scores), f"{mean(scores):.3f}")
+        table.add_row(called(name), *(f"{score['accuracy']:.3f}" for score in scores), f"{mean(scores):.3f}")
     overall = [f"{score['accuracy']:.3f}" for score in (*result["mean"], result["all"])]
     table.add_row("mean", *overall, style="bold")
     console.print(table)
