@@ -25,7 +25,7 @@ from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.evaluate import corruptions
 from unmask.evaluate.corruptions import CORRUPTIONS, KINDS, SEVERITIES, corrupt
-from unmask.evaluate.robustness import fgsm, pgd, robustness
+from unmask.evaluate.robustness import attack, fgsm, pgd, robustness, summary
 from unmask.models import classifier as classifiers
 from unmask.models.classifier import Classifier
 from unmask.models.vit import ViT
@@ -242,6 +242,26 @@ def test_attacks_stay_within_epsilon_and_between_black_and_white(epsilon, seed, 
         ).all()
 
 
+def test_what_lies_beyond_white_or_black_may_stay():
+    images = COLOUR.normalise(torch.rand(4, 3, 4, 4) * 3 - 1)
+    nothing = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    nn.init.zeros_(nothing[1].weight)
+    assert torch.equal(fgsm(nothing, images, torch.zeros(4).long(), 0.1, COLOUR), images)
+
+
+def test_what_is_fooled_stays_fooled():
+    model, epsilons = linear(classes=10), (0.1, 0.2, 0.4)
+    images = COLOUR.normalise(torch.rand(32, 3, 4, 4))
+    said = model(images).argmax(dim=1)
+    _, by_pgd = attack(model, images, (said + 1) % 10, epsilons, COLOUR, torch.arange(32))
+    assert (by_pgd == said[:, None]).all()  # wrong from the first
+    by_fgsm, by_pgd = attack(model, images, said, epsilons, COLOUR, torch.arange(32))
+    for answers in (by_fgsm, by_pgd):
+        assert answers.shape == (32, 3) and (answers[:, 2] != said).all()
+    fooled = by_pgd[:, 0] != said
+    assert fooled.any() and (by_pgd[fooled] == by_pgd[fooled][:, :1]).all()
+
+
 @pytest.fixture(scope="module")
 def digits():
     """A small ViT that reads digits, and images it never saw."""
@@ -347,6 +367,16 @@ def test_intervals_are_over_groups_where_there_are_any(digits, found):
     one = dataclasses.replace(test, table=test.table.assign(group="all"))
     with pytest.raises(BadInput, match="one group"):
         robustness(model, one, DIGITS, **options)
+
+
+def test_many_corruptions_of_an_image_are_one_observation(digits):
+    _, test = digits
+    test = test.subset(np.arange(200))
+    rng = np.random.default_rng(0)
+    answers = np.where(rng.random(200) < 0.6, test.targets(), (test.targets() + 1) % 10)
+    result = summary(test, ["fog", "snow"], [1, 2, 3], [], np.repeat(answers[:, None], 7, axis=1), [])
+    for score in (*result["mean"], result["all"]):
+        assert all(score[key] == pytest.approx(result["clean"][key], abs=0.015) for key in ("accuracy", "low", "high"))
 
 
 def test_images_without_label_or_that_cannot_be_read_are_left_out(digits, tmp_path):
