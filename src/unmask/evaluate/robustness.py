@@ -308,7 +308,7 @@ def summary(
         if answers.ndim == 1:
             return metrics.score(answers, targets, classes, groups=groups).to_dict()
         units, known = (np.repeat(x, answers.shape[1]) for x in (np.arange(n) if groups is None else groups, targets))
-        return metrics.score(answers.ravel(), known, classes, groups=units).to_dict()
+        return metrics.score(answers.ravel(), known, classes, groups=units).to_dict() | {"n": n}
 
     clean, corrupted = said[:, 0], said[:, 1:].reshape(n, len(corruptions), len(severities))
     result = {
