@@ -145,7 +145,8 @@ def to_compute_dtype(x: Tensor) -> Tensor:
 
 
 def drop(x: Tensor, rate: float) -> Tensor:
-    """Dropout, on a CPU: four values share a random number of 64 bits, where torch's own draws one for each of them. A share of the values that is `rate` to 1/65536 becomes 0; the others are scaled up."""
+    """Dropout, on a CPU: four values share a random number of 64 bits, where torch's own draws one for each of them. A share of
+    the values that is `rate` to 1/65536 becomes 0; the others are scaled up."""
     bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
     return x * kept.to(x.dtype).mul_(1 / (1 - rate))

@@ -13,7 +13,7 @@ ViT-Lite-7/4 91.38 (3.717M, 0.239G), CVT-7/4 92.43 (3.717M, 0.236G), CCT-2/3x2 8
 
 As the reference code has it and the paper's figures do not show, the norm before the MLP stays in the residual stream (see
 `Block`). Deviations: "sine" is what it says (the reference's CCTs and CVTs of that name learn their positions, and when their
-weights are loaded get random ones); for images of another size positions are resampled, but those of a CCT that are "sine" computed.
+weights are loaded get random ones); for images of another size positions are resampled, but "sine" ones of a CCT computed.
 """
 
 import re
