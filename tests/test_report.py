@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from unmask import figures, report
+from unmask.evaluate import metrics
 from unmask.layers import sincos_positions
 from unmask.training.run import Run
 
@@ -58,12 +59,33 @@ def three(trained: float) -> dict:
     return {"trained": score(trained), "untrained": score(0.4), "raw_pixels": score(0.45)}
 
 
-def a_run(folder: Path, history=(), **files: dict) -> Run:
+def judged(n: int, K: int, absent: int = -1, sharp: float = 2.0, name: str = "class") -> dict:
+    """A test of n images with K classes of which one may be absent, as test.json holds it."""
+    rng = np.random.default_rng(0)
+    targets = rng.choice(np.setdiff1d(np.arange(K), [absent]), size=n)
+    logits = sharp * (rng.normal(size=(n, K)) + 2 * np.eye(K)[targets])
+    names = [f"{name} {i}" for i in range(K)]
+    found = metrics.report(
+        torch.softmax(torch.from_numpy(logits), 1), targets, names, train_targets=targets, resamples=20
+    )
+    return found | {"protocol": "held-out fifth by group", "data": HOSTILE, "warning": None}
+
+
+def drawn(test: dict) -> dict[str, bytes]:
+    names = [one["name"] for one in test["classes"]]
+    return {
+        "confusion": figures.confusion(test["confusion"], names),
+        "reliability": figures.reliability(test["calibration"]),
+        "recalls": figures.recalls(test["classes"]),
+    }
+
+
+def a_run(folder: Path, history=(), method: str = "mae", **files: dict) -> Run:
     folder.mkdir()
     settings = {
         "unmask": "0.1.0",
         "date": "2025-01-02T03:04:05",
-        "method": "mae",
+        "method": method,
         "command": f"unmask pretrain mae --data '{HOSTILE}'",
         "settings": {"data": HOSTILE, "lr": 6e-4, "encoder": "vit-tiny/4", "image_size": [32, 32], "compile": False},
         "method_settings": {"mask_ratio": 0.75, "decoder_width": None},
@@ -174,6 +196,45 @@ def test_no_labels(tmp_path):
     assert "There are no labels." in text and "12.3" in text and "whiskers" not in text
 
 
+@pytest.mark.parametrize("method", report.SUPERVISED)
+def test_a_classifier(tmp_path, method):
+    test = judged(300, 4, absent=2, name="<b>class</b>")
+    reports = [judged(300, 4, sharp=sharp) for sharp in (1.0, 2.0, 3.0)]
+    test |= {"warning": "Labels can hardly be told from <groups>.", "seeds": metrics.seeds(reports)}
+    result = {"verdict": "learning", "sentence": "It learns.", "loss": 0.5, "uninformed_loss": 1.4}
+    run = a_run(tmp_path / "run", log(5), method=method, result=result, test=test)
+    page = written(run, drawn(test))
+    for words in (
+        report.NAMES[method],
+        "What it gets right, on images it never saw",
+        test["sentence"],
+        "Labels can hardly be told from <groups>.",
+        f"{test['accuracy']:.3f} [{test['low']:.3f}–{test['high']:.3f}]",
+        f"{test['calibration']['ece']:.3f} [",
+        "held-out fifth by group · 300 images",
+        HOSTILE,
+        "Trained 3 times from different seeds: accuracy 0.",
+        "<b>class</b> 2 0 no image",
+        "how common each answer is",
+        f"unmask predict {run.folder} --data new/images --out {run.folder}/predictions.csv",
+    ):
+        assert words in page.text, words
+    assert page.images == 5 and "unmask probe" not in page.text
+    assert "groups go together" not in written(a_run(tmp_path / "calm", method=method, test=judged(60, 2))).text
+
+
+def test_a_classifier_of_many_classes_and_of_several_labels(tmp_path):
+    text = written(a_run(tmp_path / "many", method="finetune", test=judged(500, 70))).text
+    assert "70 classes, worst first" in text and "and 20 more, in test.json" in text
+    rng = np.random.default_rng(0)
+    targets = rng.random((80, 3)) < np.array([0.5, 0.3, 0])
+    test = metrics.report_multilabel(rng.random((80, 3)), targets, ["a", "b", "c"], resamples=20)
+    picture = {"recalls": figures.recalls(test["classes"])}
+    page = written(a_run(tmp_path / "several", method="finetune", test=test), picture)
+    assert f"{test['map']:.3f} [{test['low']:.3f}–" in page.text and "Average precision, the worst class" in page.text
+    assert page.images == 1 and "c 0 no image" in page.text and "commonest" not in page.text
+
+
 def test_nothing_but_settings(tmp_path):
     page = written(a_run(tmp_path / "run"))
     assert "no verdict yet" in page.text and page.images == 0
@@ -263,3 +324,55 @@ def test_filters_keep_the_order_of_a_patch():
     weight = torch.randn(64, 1) * (ramp - ramp.mean()) + 1e-4 * torch.randn(64, 16)
     pixels = opened(figures.filters(weight, 4, 1))[10:138, 10:138, 0].astype(int)
     assert np.ptp(pixels, axis=1).max() <= 2 and np.ptp(pixels, axis=0).min() > 100
+
+
+@pytest.mark.parametrize(("n", "K", "absent"), [(12, 4, -1), (300, 2, -1), (400, 12, 3)])
+def test_figures_of_a_classifier(n, K, absent):
+    for picture in drawn(judged(n, K, absent, name="a class of a long and telling name")).values():
+        opened(picture)
+
+
+def test_confusion_of_many_classes_is_no_larger_than_a_page():
+    opened(figures.confusion(np.eye(500, dtype=int), [f"class {i}" for i in range(500)]))
+
+
+def test_confusion_shows_right_blue_and_wrong_vermilion():
+    """Two classes: the first always taken for the second, of a third there is none."""
+    pixels = opened(figures.confusion([[0, 50, 0], [0, 9, 0], [0, 0, 0]], ["a", "b", "c"])).astype(int)
+    blue, vermilion, grey = (
+        (abs(pixels - colour).max(-1) < 3) for colour in ([0, 0x72, 0xB2], [0xD5, 0x5E, 0], [0xEE] * 3)
+    )
+    assert min(blue.sum(), vermilion.sum()) > 10_000 and grey.sum() > 2.5 * blue.sum()
+    rows = [np.flatnonzero(colour.any(1)).mean() for colour in (vermilion, blue, grey)]
+    assert rows == sorted(rows), "the truth goes down"
+
+
+@pytest.mark.parametrize("sure", [0.95, 0.55])
+def test_reliability_tells_too_sure_from_too_unsure(sure):
+    found = metrics.report(np.array([[sure, 1 - sure]] * 100), [0] * 75 + [1] * 25, ["a", "b"], resamples=50)
+    pixels = opened(figures.reliability(found["calibration"])).astype(int)
+    assert ((abs(pixels - [0xD5, 0x5E, 0]).max(-1) < 3).sum() > 1000) == (sure > 0.75)
+
+
+def test_recalls_show_the_worst_and_say_what_is_left_out():
+    classes = [{"name": f"c{i}", "n": 50, "recall": i / 60, "low": i / 60, "high": i / 60} for i in range(60)]
+    forty, sixty = (opened(figures.recalls(classes[:n])) for n in (40, 60))
+    assert abs(len(forty) - len(sixty)) < 100, "no more than forty, and a line"
+    assert len(opened(figures.recalls(classes[:3]))) < len(forty) / 3
+    opened(figures.recalls([{"name": "x", "n": 0, "recall": None, "low": None, "high": None}]))
+
+
+def test_partial_draws_each_series_in_a_colour_of_its_own():
+    def line(*blocks):
+        return [{"blocks": b, "accuracy": 0.5, "low": 0.45, "high": 0.55} for b in blocks]
+
+    pixels = opened(figures.partial({"MAE": line(0, 0.5, 1, 12, "all"), "DINO": line(1, "all")})).astype(int)
+    for colour in figures.SERIES[:2]:
+        assert (abs(pixels - [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).max(-1) < 3).sum() > 500
+    opened(figures.partial({"one": line(0)}))
+
+
+def test_long_names_keep_both_ends():
+    assert figures.shortened("Levallois core, preferential", 22) == "Levallois c…eferential"
+    assert figures.shortened("short", 22) == "short" and len(figures.shortened("x" * 99, 16)) == 16
+    assert [figures.brief(n) for n in (9999, 12_345, 2_500_000)] == ["9999", "12k", "2.5M"]
