@@ -237,8 +237,8 @@ RECALLS = (
     "recalls",
     "What of each class is found",
     "The worst class is on top. Where the lines of two classes overlap widely, this test does not tell which of them is found "
-    "more often; of fewer than ten images little can be said at all. A class of which all were found has no line, however few they are: "
-    "resampling cannot show the miss that has not been seen.",
+    "more often; of fewer than ten images little can be said at all. A class of which all were found has no line, however "
+    "few they are: resampling cannot show the miss that has not been seen.",
     "Share of each class that was found, with 95% intervals.",
     "46rem",
 )

@@ -157,9 +157,10 @@ def report(
 
     "low" and "high" are ends of 95% bootstrap intervals, all from the same `resamples` of samples or, where the group
     (n,) of each is given, of whole groups; see `score` for what they cannot know. They are percentiles, but for the ECE:
-    noise adds to an ECE, to that of a resample twice, and so percentiles lie too high (of 200 samples in all 15
-    bins, with a true ECE of 0.02, they held it in none of 150 tests). Its interval is the basic one (Davison & Hinkley 1997, section 5.2), which turns the
-    resamples over at the estimate, and begins at 0 where perfect calibration would show as much in one test of twenty.
+    noise adds to an ECE, to that of a resample twice, and so percentiles lie too high (of 200 samples in all 15 bins, with
+    a true ECE of 0.02, they held it in none of 150 tests). Its interval is the basic one (Davison & Hinkley 1997, section
+    5.2), which turns the resamples over at the estimate; it begins at 0 where perfect calibration would show as much in one
+    test of twenty, but never below the interval of the gap.
 
     Raises BadInput where there is nothing to judge, a class is out of range, rows are no probabilities, or there are
     fewer than two groups.
