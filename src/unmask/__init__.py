@@ -17,8 +17,8 @@ from typing import Any
 
 from unmask.errors import BadInput
 
-__all__ = ["BadInput", "attend", "compare", "embed", "export", "inspect", "load", "pack", "plan", "pretrain", "probe"]
-__all__ += ["reconstruct", "robustness"]
+__all__ = ["BadInput", "attend", "compare", "distill", "embed", "export", "finetune", "inspect", "load", "pack", "plan"]
+__all__ += ["predict", "pretrain", "probe", "reconstruct", "robustness"]
 __version__ = version("unmask")
 
 
@@ -27,25 +27,63 @@ def pretrain(method: str, *, data: str | Path | None = None, out: str | Path, **
 
     settings: any option of the command, its own name with _ for -: encoder="vit-tiny/4", image_size=32, mask_ratio=0.6.
     """
-    import dataclasses
-
     from unmask.methods import METHODS
     from unmask.verbs.pretrain import Pretrain
     from unmask.verbs.pretrain import pretrain as run
 
     if method not in METHODS:
         raise BadInput(f"no method is called {method!r}: use one of {', '.join(METHODS)}")
-    kinds = (Pretrain, METHODS[method].Settings)
+    general, own = _told(f"pretrain {method}", (Pretrain, METHODS[method].Settings), settings)
+    return run(method, Pretrain(data=None if data is None else str(data), out=Path(out), **general), own)
+
+
+def finetune(
+    run: str | Path | None = None, *, data: str | Path | None = None, out: str | Path, **settings: Any
+) -> dict[str, Any]:
+    """Learn from labels, on from an encoder or (encoder="cct-7/3x1") from scratch, as `unmask finetune` does. Returns what
+    RUN/result.json says."""
+    from unmask.verbs.finetune import Finetune, Own
+    from unmask.verbs.finetune import finetune as learn
+
+    general, own = _told("finetune", (Finetune, Own), settings)
+    given = {"run": None if run is None else str(run), "data": None if data is None else str(data), "out": Path(out)}
+    return learn(Finetune(**given, **general), own)
+
+
+def distill(teacher: str | Path, *, data: str | Path | None = None, out: str | Path, **settings: Any) -> dict[str, Any]:
+    """Teach a student what a classifier says of images, as `unmask distill` does. Returns what RUN/result.json says."""
+    from unmask.verbs.distill import Distill, Own
+    from unmask.verbs.distill import distill as learn
+
+    general, own = _told("distill", (Distill, Own), settings)
+    given = {"teacher": str(teacher), "data": None if data is None else str(data), "out": Path(out)}
+    return learn(Distill(**given, **general), own)
+
+
+def _told(command: str, kinds: tuple[Any, Any], settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What is told to every training, and the settings of this one's own. BadInput for a name that neither has."""
+    import dataclasses
+
     known = [{field.name for field in dataclasses.fields(kind)} for kind in kinds]
     if unknown := set(settings) - known[0] - known[1]:
-        raise BadInput(
-            f"no setting of {method} is called {sorted(unknown)[0]!r}: see `unmask pretrain {method} --help`"
-        )
+        name = command.split()[-1]
+        raise BadInput(f"no setting of {name} is called {sorted(unknown)[0]!r}: see `unmask {command} --help`")
     general, own = ({name: value for name, value in settings.items() if name in names} for names in known)
     if "image_size" in general:
         size = general["image_size"]
         general["image_size"] = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
-    return run(method, Pretrain(data=None if data is None else str(data), out=Path(out), **general), kinds[1](**own))
+    for name in ("test", "probe", "student"):
+        if isinstance(general.get(name), Path):
+            general[name] = str(general[name])
+    return general, kinds[1](**own)
+
+
+def predict(run: str | Path, *, data: str | Path, **settings: Any):
+    """Name what is in images, as `unmask predict` does: a pandas table of predictions and probabilities."""
+    from unmask.verbs.predict import Predict
+    from unmask.verbs.predict import predict as name
+
+    return name(Predict(str(run), str(data), **settings))
 
 
 def probe(run: str | Path, *, data: str | Path, test: str | Path | None = None, **settings: Any) -> dict[str, Any]:

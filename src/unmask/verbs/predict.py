@@ -70,11 +70,14 @@ def predict(settings: Predict) -> pd.DataFrame:
     said = f"{len(table):,} images named, into {out}; {len(left_out.reasons)} left out"
     if not model.several and "label" in table:
         known = table["label"].isin(model.classes).to_numpy()
-        if known.any():
-            number = {name: i for i, name in enumerate(model.classes)}
-            targets = [number[label] for label in table["label"][known]]
-            groups = seen.table["group"].to_numpy()[known] if "group" in seen.table else None
-            found = metrics.report(probabilities[known], targets, model.classes, groups=groups)
-            said += f"\n{found['sentence']}"
+        number = {name: i for i, name in enumerate(model.classes)}
+        targets = np.array([number[label] for label in table["label"][known]], dtype=np.int64)
+        groups = seen.table["group"].to_numpy()[known] if "group" in seen.table else None
+        if groups is not None and (len(set(groups)) < 2 or any(group is None for group in groups)):
+            groups = None
+        if len(targets):
+            found = metrics.score(probabilities[known].argmax(axis=1), targets, len(model.classes), groups=groups)
+            said += f"\nOf {found.n:,} with a known label {found.accuracy:.1%} are right [{found.low:.1%}, {found.high:.1%}]"
+            said += f", {found.balanced:.1%} of each class on average"
     console.print(said)
     return table
