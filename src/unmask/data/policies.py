@@ -28,7 +28,7 @@ OPERATIONS = (
     *("shear_x", "shear_y", "rotate", "translate_x", "translate_y"),
 )
 """RandAugment's fifteen. All that the first eight do to a channel is a table of 256 bytes; the last five move pixels."""
-SATURATION, SHARPNESS, SHEAR, ROTATE, NOTHING = 8, 9, 10, 12, len(OPERATIONS)
+SATURATION, SHARPNESS, SHEAR, ROTATE, TRANSLATE, NOTHING = 8, 9, 10, 12, 13, len(OPERATIONS)
 
 LAYERS, P, MAGNITUDE, DEVIATION = 2, 0.5, 9.0, 0.5
 """RandAugment: operations an image, the probability of each, mean and deviation of their magnitude on a scale of 10."""
@@ -130,7 +130,7 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
         altered = apply(_bytes(images * 255 + 0.5), policy, drawn, mean) / 255
         return torch.where(changed.to(images.device)[:, None, None, None], altered, images)
 
-    ends = [0, SATURATION, SHARPNESS, SHEAR, *((ROTATE,) if policy == "auto" else ()), NOTHING]
+    ends = [0, SATURATION, SHARPNESS, SHEAR, *((ROTATE, TRANSLATE) if policy == "auto" else ()), NOTHING]
     fill = (255 * mean).round().clamp(0, 255) if policy == "rand" else torch.full_like(mean, GREY)
     fill = fill.to(images.device)[:, None, None]
     order, x = torch.arange(len(images)), images.contiguous()
@@ -151,6 +151,9 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
                     change, numbers = saturate, (factors,)
                 case 2:
                     change, numbers = sharpen, (factors,)
+                case 5:
+                    part.copy_(slide(part, operations, amounts, fill))
+                    continue
                 case _:
                     mode = "bilinear" if kind == 3 else "nearest"
                     change, numbers = partial(move, fill=fill, mode=mode), origins(part, operations, amounts)
@@ -170,33 +173,25 @@ def tables(x: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
     ascending order and how much there is of each, (b,) float32, both on the CPU."""
     ends = torch.searchsorted(operations, torch.arange(SATURATION + 1)).tolist()
     stretch, equalise, invert, posterise, solarise, add, brighten, turn = (slice(*each) for each in pairwise(ends))
-    # one formula for all but two: scaled, some bits kept, added to in the lower half, inverted from a level on
-    numbers = torch.tensor([1.0, 255.0, 0.0, 256.0]).repeat(len(x), 1)
-    numbers[brighten.start : turn.stop, 0] = amounts[brighten.start : turn.stop]
-    numbers[posterise, 1] = 256 - 2 ** (8 - amounts[posterise])
-    numbers[add, 2] = amounts[add]
-    numbers[solarise, 3] = amounts[solarise].ceil()
-    numbers[invert, 3] = 0
-    numbers = numbers.to(x.device)[:, :, None, None]
-    scale, anchor = numbers[:, 0], torch.zeros(len(x), 1, 1, device=x.device)
-    values = torch.arange(256.0, device=x.device)
-    if turn.start < turn.stop:
-        grey = luma(x[turn]) if x.shape[1] == 3 else x[turn].float()
-        anchor[turn] = (grey.mean(dim=(1, 2, 3), dtype=torch.float64) + 0.5).floor().float()[:, None, None]
-    table = (
-        (scale * (values - anchor)).add_(anchor).clamp_(0, 255).to(torch.int16).repeat(1, x.shape[1], 1)
-    )  # (b, C, 256)
+    amounts = amounts.to(x.device)[:, None, None]
+    values = torch.arange(256, dtype=torch.int16, device=x.device)
+    table = torch.empty(*x.shape[:2], 256, dtype=torch.uint8, device=x.device)
     if stretch.start < stretch.stop:
-        low, high = (extreme[:, :, None].double() for extreme in (x[stretch].amin((2, 3)), x[stretch].amax((2, 3))))
+        planes = x[stretch].flatten(2)
+        low, high = (extreme.double() for extreme in (planes.amin(2, keepdim=True), planes.amax(2, keepdim=True)))
         steeper = torch.full_like(low, 255) / (high - low)  # 255 / (…) would be rounded twice
-        stretched = (values * steeper - low * steeper).clamp_(0, 255)
-        table[stretch] = torch.where(high > low, stretched, values.double()).to(torch.int16)
-    kept, more, level = numbers[:, 1:].to(torch.int16).unbind(1)
-    table &= kept
-    table += more * (table < 128)
-    table = torch.where(table < level, table, 255 - table).to(torch.uint8)
+        table[stretch] = torch.where(high > low, _bytes(values * steeper - low * steeper), values)
     if equalise.start < equalise.stop:
         table[equalise] = equalising(x[equalise])
+    table[invert] = 255 - values
+    table[posterise] = values & (256 - 2 ** (8 - amounts[posterise])).to(torch.int16)
+    table[solarise] = torch.where(values < amounts[solarise], values, 255 - values)
+    table[add] = values + (values < 128) * amounts[add].to(torch.int16)
+    table[brighten] = _bytes(values * amounts[brighten])
+    if turn.start < turn.stop:
+        grey = luma(x[turn]) if x.shape[1] == 3 else x[turn].float()
+        mean = (grey.mean(dim=(1, 2, 3), dtype=torch.float64) + 0.5).floor().float()[:, None, None]
+        table[turn] = _bytes(amounts[turn] * (values - mean) + mean)
     return table
 
 
@@ -249,16 +244,26 @@ def origins(x: Tensor, operations: Tensor, amounts: Tensor) -> tuple[Tensor, Ten
     amounts (b,) on the CPU: the share of its column (b, 1, W) and that of its row (b, H, 1). They add up to complex64
     numbers, the column and 1j times the row, of which -1 and 1 are the edges of the image."""
     H, W = x.shape[2:]
-    # of the five amounts of each sample only one is not zero: (5, b)
-    each = amounts.double() * (operations == torch.arange(SHEAR, NOTHING)[:, None])
-    shear_x, shear_y, angle, across, along = each[:, :, None]
-    turn, centre = torch.polar(torch.ones_like(angle), angle.deg2rad()), complex(W, H) / 2
-    start = centre - centre * turn + torch.complex(W * across, H * along)
-    columns = start + (turn + 1j * shear_y) * (torch.arange(W) + 0.5)  # (b, W)
-    rows = (1j * turn + shear_x) * (torch.arange(H) + 0.5)  # (b, H)
-    columns, rows = (torch.complex(places.real * (2 / W), places.imag * (2 / H)) for places in (columns, rows))
-    columns, rows = (columns - (1 + 1j))[:, None], rows[:, :, None]
-    return columns.to(x.device, torch.complex64), rows.to(x.device, torch.complex64)
+    weights = []
+    for operation, amount in zip(operations.tolist(), amounts.tolist(), strict=True):
+        a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0  # column = a * column + b * row + c, row = d * column + e * row + f
+        match OPERATIONS[operation]:
+            case "shear_x":
+                b = amount
+            case "shear_y":
+                d = amount
+            case "rotate":
+                a = e = math.cos(math.radians(amount))
+                d = math.sin(math.radians(amount))
+                b, c, f = -d, (W - a * W + d * H) / 2, (H - d * W - e * H) / 2
+            case "translate_x":
+                c = W * amount
+            case _:
+                f = H * amount
+        weights.append((2 * a / W, 2 * c / W - 1, 2 * d / H, 2 * f / H - 1, 2 * b / W, 2 * e / H))
+    a, c, d, f, b, e = torch.tensor(weights).to(x.device).T[:, :, None]
+    across, along = (torch.arange(side, device=x.device) + 0.5 for side in (W, H))
+    return torch.complex(a * across + c, d * across + f)[:, None], torch.complex(b * along, e * along)[:, :, None]
 
 
 def move(x: Tensor, columns: Tensor, rows: Tensor, fill: Tensor, mode: str) -> Tensor:
@@ -268,6 +273,19 @@ def move(x: Tensor, columns: Tensor, rows: Tensor, fill: Tensor, mode: str) -> T
     # Pillow cuts off what is behind the point; a hundredth of a level is what the weights may be off
     inside = torch.maximum(*grid.abs_().unbind(3)).sub_(1).mul_(-1e9).clamp_(0, 1)  # 0 or 1; a comparison is slower
     return _bytes(torch.lerp(fill, out.add_(0.01), inside[:, None]))
+
+
+def slide(x: Tensor, operations: Tensor, amounts: Tensor, fill: Tensor) -> Tensor:
+    """Bytes (b, C, H, W) translated to the nearest pixel by amounts (b,) on the CPU, with `fill` (C, 1, 1) behind them."""
+    H, W = x.shape[2:]
+    out = fill.to(torch.uint8).expand_as(x).contiguous()
+    for old, new, operation, amount in zip(x, out, operations.tolist(), amounts.tolist(), strict=True):
+        down = OPERATIONS[operation] == "translate_y"
+        side = H if down else W
+        step = math.floor(side * amount + 0.5)
+        kept = max(0, side - abs(step))
+        new.narrow(1 + (not down), max(0, -step), kept).copy_(old.narrow(1 + (not down), max(0, step), kept))
+    return out
 
 
 def blend(dull: Tensor, vivid: Tensor, factor: Tensor) -> Tensor:
