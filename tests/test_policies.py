@@ -264,6 +264,7 @@ def test_every_shift_is_as_likely():
     expected = 20_000 / 81
     assert len(counts) == 81 and ((counts - expected) ** 2 / expected).sum() < 124.9  # 99.9%, 80 degrees of freedom
     assert steps.abs().max() == 4
+    assert not torch.equal(steps, draw_shift(4, sample_seeds(0, 0, torch.arange(20_000)), 1))
 
 
 def test_flips_need_no_crop_and_change_no_other_draw():
@@ -315,6 +316,9 @@ def test_a_device_changes_what_a_worker_leaves(folder):
     for number, (view, ours, theirs) in enumerate(zip(VIEWS, here[0], there[0], strict=True)):
         assert not torch.equal(ours, theirs)
         assert torch.equal(ours, altered(theirs, view, there[2], number, COLOUR))
+    one, other = (replace(CIFAR, shift=30), replace(CIFAR, shift=30, flip=0.0))
+    views, *_ = Renderer(folder, COLOUR, (one, one, other), 7, True, True, 0)[key]
+    assert not torch.equal(views[0], views[1]) and not torch.equal(views[1], views[2])  # another view is another shift
 
 
 @pytest.mark.parametrize("hold", [False, True])

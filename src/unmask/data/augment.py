@@ -1,4 +1,4 @@
-"""How an image is looked at. The numbers of a view are drawn first, then the view is rendered, then coloured.
+"""How an image is looked at. The numbers of a view are drawn first, then the view is rendered, then altered and coloured.
 
 Every draw is a function of (seed, epoch, sample) and nothing else, through a counter-based generator: neither the worker,
 nor the batch, nor the number of processes changes a crop or a mask.
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Policy = Literal["rand", "auto"]
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 MASK_STREAM = 1 << 40
 """Where the draws for masks begin, far from those for views."""
@@ -54,7 +55,8 @@ def uniform(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
 class View:
     """One way to look at an image: a random crop, resized and flipped, then a policy, a shift, and its colours. In the order of
     the papers' code the four operations of the jitter in random order, then grey, blur, solarise, each by a coin of its own.
-    The recipes for CIFAR flip after the policy; nearly all of what a policy does it does as often in the mirror."""
+    The recipes for CIFAR flip after the policy, which makes no difference to what comes out how often, but for the rotation
+    of AutoAugment, which here goes one way only."""
 
     size: tuple[int, int]
     """Height and width in pixels of what comes out."""
@@ -64,7 +66,7 @@ class View:
     """Narrowest and widest aspect of a crop, relative to the aspect of `size`."""
     flip: float = 0.5
     """Probability of a flip from left to right."""
-    policy: Literal["rand", "auto"] | None = None
+    policy: Policy | None = None
     """RandAugment or AutoAugment, as `unmask.data.policies` has them."""
     shift: int = 0
     """Most pixels of `size` by which what has been cropped is shifted in each direction, with black behind it: torchvision's

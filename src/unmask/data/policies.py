@@ -1,22 +1,20 @@
-"""Policies: sequences of operations on whole images, drawn for each sample. RandAugment (Cubuk et al. 2020) as timm has it,
-AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019) as DeepVoltaire's code has it, and a shift.
+"""Policies: sequences of operations on whole images, drawn for each sample. RandAugment (Cubuk et al. 2020) as timm has it in
+`rand-m9-mstd0.5-inc1`, AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019) as DeepVoltaire's code has it, and a shift.
 
 The samples that undergo the same kind of operation are put side by side and changed at once. What the operations make of
-bytes is Pillow's: the same bytes, but where `apply` says otherwise.
+bytes is what Pillow makes of them, but where `apply` says otherwise.
 """
 
 import math
 from functools import partial
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.data.augment import CACHED, MASK_STREAM, uniform
+from unmask.data.augment import CACHED, MASK_STREAM, Policy, uniform
 
-Policy = Literal["rand", "auto"]
 POLICY_STREAM = 3 * MASK_STREAM
 """Where the draws for policies and shifts begin, beyond those of every method."""
 DRAWS = 16
@@ -34,6 +32,8 @@ LAYERS, P, MAGNITUDE, DEVIATION = 2, 0.5, 9.0, 0.5
 """RandAugment: operations an image, the probability of each, mean and deviation of their magnitude on a scale of 10."""
 GREY = 128.0
 """What AutoAugment shows where an image has been moved away."""
+LARGE = 1 << 13
+"""Pixels from which on a processor counts the values of one channel at a time."""
 CIFAR10 = """
 invert 0.1 7, contrast 0.2 6
 rotate 0.7 2, translate_x 0.3 9
@@ -115,10 +115,10 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
     added to values below 128 (solarise_add), factors (brightness to sharpness), degrees against the clock (rotate), pixels
     a pixel (shear), shares of width or height (translate).
 
-    Operations on values are Pillow's to the byte, but for factors, which may round to the next level. Those that move pixels
-    interpolate bilinearly, a level apart at most from Pillow's nearly everywhere, where timm draws bilinear or bicubic anew
-    each time. For AutoAugment rotate and translate take the nearest pixel as the reference does, shear is bilinear and not
-    bicubic. Images of other than three channels have no saturation; the contrast of several turns about the mean of all.
+    Operations on values are Pillow's to the byte. Those that move pixels interpolate bilinearly, within a level of Pillow's,
+    where timm draws bilinear or bicubic anew each time. For AutoAugment rotate and translate take the nearest pixel as the
+    reference does; shear is bilinear, there it is bicubic. Images of other than three channels have no saturation; the
+    contrast of several turns about the mean of all.
     """
     which, amount = drawn[..., 0].long().cpu(), drawn[..., 1].cpu()  # a GPU would be waited for
     if images.shape[1] != 3:
@@ -152,8 +152,7 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
                 case 2:
                     change, numbers = sharpen, (factors,)
                 case 5:
-                    part.copy_(slide(part, operations, amounts, fill))
-                    continue
+                    change, numbers = partial(slide, fill=fill), (operations, amounts)
                 case _:
                     mode = "bilinear" if kind == 3 else "nearest"
                     change, numbers = partial(move, fill=fill, mode=mode), origins(part, operations, amounts)
@@ -189,8 +188,9 @@ def tables(x: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
     table[add] = values + (values < 128) * amounts[add].to(torch.int16)
     table[brighten] = _bytes(values * amounts[brighten])
     if turn.start < turn.stop:
-        grey = luma(x[turn]) if x.shape[1] == 3 else x[turn].float()
-        mean = (grey.mean(dim=(1, 2, 3), dtype=torch.float64) + 0.5).floor().float()[:, None, None]
+        greys = (luma(each) if x.shape[1] == 3 else each.float() for each in x[turn].split(at_once(x)))
+        means = torch.cat([grey.mean(dim=(1, 2, 3), dtype=torch.float64) for grey in greys])
+        mean = (means + 0.5).floor().float()[:, None, None]
         table[turn] = _bytes(amounts[turn] * (values - mean) + mean)
     return table
 
@@ -208,10 +208,12 @@ def saturate(x: Tensor, factor: Tensor) -> Tensor:
 def equalising(x: Tensor) -> Tensor:
     """Tables (b, C, 256) that make the values of bytes (b, C, H, W) about equally frequent, as Pillow's: the pixels darker
     than a value, counted in steps of a 255th of those darker than the brightest."""
-    count = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
-    one = count.new_ones(())
-    for each, found in zip(x.flatten(2).split(at_once(x)), count.split(at_once(x)), strict=True):
-        found.scatter_add_(2, each.long(), one.expand_as(each))
+    if x.device.type == "cpu" and x[0, 0].numel() > LARGE:
+        count = torch.stack([torch.bincount(plane, minlength=256) for plane in x.flatten(2).flatten(0, 1)])
+        count = count.view(*x.shape[:2], 256)
+    else:
+        count = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
+        count.scatter_add_(2, x.flatten(2).long(), count.new_ones(()).expand(*x.shape[:2], x[0, 0].numel()))
     darker = count.cumsum(dim=2) - count
     brightest = x.flatten(2).amax(dim=2, keepdim=True).long()
     step = darker.gather(2, brightest) // 255
@@ -246,7 +248,14 @@ def origins(x: Tensor, operations: Tensor, amounts: Tensor) -> tuple[Tensor, Ten
     H, W = x.shape[2:]
     weights = []
     for operation, amount in zip(operations.tolist(), amounts.tolist(), strict=True):
-        a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0  # column = a * column + b * row + c, row = d * column + e * row + f
+        a, b, c, d, e, f = (
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            1.0,
+            0.0,
+        )  # column = a * column + b * row + c, row = d * column + e * row + f
         match OPERATIONS[operation]:
             case "shear_x":
                 b = amount
