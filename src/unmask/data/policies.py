@@ -134,10 +134,11 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
     fill = (255 * mean).round().clamp(0, 255) if policy == "rand" else torch.full_like(mean, GREY)
     fill = fill.to(images.device)[:, None, None]
     order, x = torch.arange(len(images)), images.contiguous()
+    spare = torch.empty_like(x), torch.empty_like(x)  # new memory costs more than the copy into it
     for layer in range(which.shape[1]):
         moved = which[:, layer].argsort()  # samples of one operation side by side
         order, which, amount = order[moved], which[moved], amount[moved]
-        x = x.index_select(0, moved.to(x.device))
+        x = torch.index_select(x, 0, moved.to(x.device), out=spare[layer % 2])
         places = torch.searchsorted(which[:, layer].contiguous(), torch.tensor(ends)).tolist()
         for kind, (first, last) in enumerate(pairwise(places)):
             if first == last:
@@ -159,7 +160,7 @@ def apply(images: Tensor, policy: Policy, drawn: Tensor, mean: Tensor) -> Tensor
             for begin in range(0, last - first, at_once(x)):
                 some = slice(begin, begin + at_once(x))
                 part[some] = change(part[some], *(each[some] for each in numbers))
-    return x.index_select(0, order.argsort().to(x.device))
+    return torch.index_select(x, 0, order.argsort().to(x.device), out=spare[which.shape[1] % 2])
 
 
 def at_once(x: Tensor) -> int:
