@@ -219,10 +219,14 @@ class Supervised(Method):
         super().__init__()
         if None in (settings.mixup, settings.cutmix, settings.erasing, settings.smoothing, settings.mix_until):
             raise ValueError("settings are to be filled in from a recipe before")
+        if settings.layer_decay not in (None, 1) and not isinstance(classifier.encoder, ViT | CCT):
+            raise BadInput(
+                "--layer-decay is for transformers, whose blocks can be told apart: leave it out for this encoder"
+            )
         self.classifier, self.settings = classifier, settings
         size = classifier.encoder.image_size
-        policy: Any = None if settings.augment == "none" else settings.augment
-        crop: Any = settings.crop_scale
+        policy = None if settings.augment == "none" else settings.augment
+        crop = settings.crop_scale
         self.views = (View(size, crop_scale=crop, flip=settings.flip, policy=policy, shift=settings.shift),)
         classifier.encoder.requires_grad_(False)
         for part in learning(classifier.encoder, settings.blocks):

@@ -27,6 +27,7 @@ from unmask.verbs.load import load, load_classifier
 from unmask.verbs.train import Training, check, divided, resumed, train
 
 Own = Settings
+NAMELESS = "name the run of a teacher first, as in unmask distill runs/teacher --data images/ --out runs/student"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Distill(Training):
 
 def distill(settings: Distill, own: Settings) -> dict[str, Any]:
     """Train as told and return what result.json says. BadInput for what cannot be used."""
+    if settings.teacher is None and not settings.resume:
+        raise BadInput(NAMELESS)
     check(settings)
     assert settings.out is not None
     stored = None

@@ -127,17 +127,18 @@ def finetune(settings: Finetune, own: Settings) -> dict[str, Any]:
     began = load(settings.run) if settings.run is not None else None
     parts = divide(settings, data, test)
     protocol, warning = protocol_of(settings, data, test)
+    facts = {"protocol": protocol, "warning": warning}
     if warning:
         console.print(f"[yellow]warning[/] {warning}")
 
     def learn(part: Part) -> dict[str, Any]:
         out = settings.out / part.name if part.name else settings.out  # type: ignore[operator]
         told = dataclasses.replace(settings, out=out, seed=part.seed, resume=settings.resume or bool(part.name))
-        return learn_part(told, own, began, data, part, {"protocol": protocol, "warning": warning}, stored)
+        return learn_part(told, own, began, data, part, facts, stored)
 
     if len(parts) == 1:
         return learn(parts[0])
-    return together(settings, own, data, parts, learn, {"protocol": protocol, "warning": warning})
+    return together(settings, own, data, parts, learn, facts)
 
 
 # What is learnt from
@@ -249,8 +250,8 @@ def learn_part(
     """Train one part into settings.out, judge it, and return what its result.json says. One that has a result is left as it
     is."""
     assert settings.out is not None
-    if part.name and (done := Run(settings.out).read("result.json")):
-        return done
+    if part.name and (settings.out / "result.json").is_file():
+        return Run(settings.out).read("result.json")
     device = distributed.start(engine.choose_device(settings.device))
     console.quiet = distributed.rank() > 0
     precision, why_precision = engine.choose_precision(settings.precision, device)
@@ -297,12 +298,17 @@ def learn_part(
         device=device,
         targets=torch.from_numpy(part.train.targets),
         probe=watch(trained, part.test, preprocess, size, **reading),
-        facts={"recipe": recipe.source, "classes": list(part.train.classes), **facts},
+        facts={"recipe": recipe.source, "classes": list(part.train.classes), "data": of(data), **facts},
         said=tested_on(part, facts),
     )
     if distributed.rank() > 0:
         return {"verdict": "diverged" if outcome.failure else "left to rank 0"}
     return finish(outcome, "finetune", trained, value, part, preprocess, facts, reading)
+
+
+def of(data: Labelled) -> dict[str, Any]:
+    """What settings.yaml says of all the images there are, to be learnt from or held out."""
+    return {"name": data.source.name, "images": len(data.source), "fingerprint": data.source.fingerprint()}
 
 
 def tested_on(part: Part, facts: dict[str, Any]) -> str:
@@ -528,7 +534,7 @@ def together(
         "method": "finetune",
         "settings": plain(settings),
         "method_settings": plain(own),
-        "data": {"name": data.source.name, "images": len(data.source), "fingerprint": data.source.fingerprint()},
+        "data": of(data),
         "parts": [part.name for part in parts],
     }
     run = Run.create(settings.out, stated, resume=settings.resume)
