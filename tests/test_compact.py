@@ -187,6 +187,7 @@ def test_methods_train_them(method, name):
     before = {key: value.clone() for key, value in encoder.named_parameters()}
     fit(trained, loader, Recipe(2, 1e-3, weight_decay=0))
     still = {key for key, value in encoder.named_parameters() if torch.equal(value, before[key])}
+    still.discard("pool.attention.bias")  # added to all weights before a softmax: only rounding moves it
     frozen = method == "moco-v3" and name != "cct-2/3x2"
     assert still == ({"patch_embedding.weight", "patch_embedding.bias"} if frozen else set())
 

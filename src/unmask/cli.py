@@ -49,7 +49,7 @@ VERBS = {
         "reconstruct",
         "draw what a masked autoencoder paints where it cannot see",
     ),
-    "attend": ("attend", "Attend", "attend", "draw where a transformer looks, head by head, and the object that follows"),
+    "attend": ("attend", "Attend", "attend", "draw where an encoder looks, head by head, and the object"),
     "embed": ("embed", "Embed", "embed", "one vector an image, to a table"),
     "export": ("export", "Export", "export", "the encoder for timm, Hugging Face, facebookresearch/mae or ONNX"),
     "report": ("report", "Report", "rewrite", "write the page of a run anew"),
