@@ -45,6 +45,7 @@ PANELS = (
     ("target_std", "how far the targets are apart", "0 to 1; below 0.2 is collapse"),
     ("perplexity", "tokens in use, as if evenly", "below 2 is collapse"),
     ("token_kl", "what a token may say, nats", "below 0.1 is collapse"),
+    ("test_accuracy", "right on images it does not learn from", "nothing is chosen by it"),
     ("knn", "k-NN accuracy while training", "higher is better"),
     ("lr", "learning rate", "warm-up, then cosine"),
     ("grad_norm", "norm of the gradient", "jumps are a warning"),
@@ -425,7 +426,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
             axes.text(
                 j,
                 i,
-                brief(table[i, j]),
+                brief(int(table[i, j])),
                 ha="center",
                 va="center",
                 fontsize=11 if K <= 10 else 8.5,

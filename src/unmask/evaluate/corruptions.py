@@ -189,7 +189,7 @@ def zoomed(x: Floats, zoom: float) -> Floats:
 
 
 def gaussian(x: Floats, sigma: float) -> Floats:
-    return ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
+    return ndimage.gaussian_filter(x, (sigma, sigma, 0), output=np.float32, mode="nearest")  # type: ignore[return-value]
 
 
 # Weather
@@ -217,7 +217,7 @@ def snow(image: Bytes, severity: int, rng: Generator) -> Bytes:
     noise = mean + deviation * rng.standard_normal((*x.shape[:2], 1), dtype=np.float32)
     flakes = zoomed(noise, zoom)
     flakes = smear(np.where(flakes < least, 0, flakes).clip(0, 1), radius, sigma, rng.uniform(-135, -45))
-    grey = x @ np.float32([0.299, 0.587, 0.114]) if x.shape[2] == 3 else x.mean(axis=2)
+    grey = x @ np.array([0.299, 0.587, 0.114], dtype=np.float32) if x.shape[2] == 3 else x.mean(axis=2)
     pale = np.maximum(x, 1.5 * grey[..., None] + 0.5)
     return to_bytes(share * x + (1 - share) * pale + flakes + np.rot90(flakes, 2))
 
@@ -300,7 +300,7 @@ def elastic_transform(image: Bytes, severity: int, rng: Generator) -> Bytes:
 def remapped(x: Floats, at: NDArray[np.float64], mode: str) -> Floats:
     """(H, W, C), bilinear, from the places `at`, (2, H, W) rows and columns."""
     planes = [ndimage.map_coordinates(plane, at, order=1, mode=mode) for plane in np.moveaxis(x, 2, 0)]
-    return np.stack(planes, axis=2)
+    return np.stack(planes, axis=2).astype(np.float32, copy=False)
 
 
 def smoothed(noise: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:

@@ -190,7 +190,8 @@ def report(
         shape=(n, 2 * K + 3 * BINS + 2),
     )
     order, unit = _ordered((nll, confidence, named, targets), groups)
-    units = sparse.csr_array((np.ones(n), (unit, order)), shape=(unit.max() + 1, n)) @ facts  # (U, F)
+    chosen = sparse.csr_array((np.ones(n), (unit, order)), shape=(unit.max() + 1, n))
+    units = sparse.csr_array(chosen @ facts)  # (U, F)
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
         """Of sums (R, F) every figure that has an interval: (R,), the recalls (R, K)."""
@@ -230,7 +231,7 @@ def report(
     result["confusion"] = counts.tolist()
     ends = {name: (found[name].item(), float(low[name]), float(high[name])) for name in ("ece", "gap")}
     result["calibration"] = {"confidence": float(confidence.mean())} | _calibration(
-        units[:, 2 * K : -2].toarray(), **ends
+        units.toarray()[:, 2 * K : -2], **ends
     )
     if train_targets is not None:
         result["majority"] = majority(
@@ -468,7 +469,7 @@ def _intervals(
     figures: Callable[[np.ndarray], dict[str, np.ndarray]], units: sparse.csr_array, resamples: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Figures of all units (U, F) together, and the ends of their intervals over resamples of the units."""
-    U, F = units.shape
+    U, F = units.shape  # type: ignore[misc]
     across = sparse.csr_array(units.T)
     parts = [figures((across @ counts.T).T) for counts in _draws(U, F, resamples, seed)]
     found = figures(units.sum(0)[None])

@@ -46,7 +46,7 @@ def table(
             raise BadInput(f"{len(targets)} targets for {n} images: give one an image")
         multilabel = multilabel or targets.ndim == 2
         columns["label"] = (
-            joined(names, targets.astype(bool)) if multilabel else np.where(targets >= 0, names[targets], None)
+            joined(names, targets.astype(bool)) if multilabel else [names[i] if i >= 0 else None for i in targets]
         )
     elif "label" in source_table:
         columns["label"] = source_table["label"].to_numpy()

@@ -213,7 +213,7 @@ def robustness(
     epsilons = sorted(epsilons)
 
     view = View(classifier.encoder.image_size, crop_scale=None, flip=0)
-    renderer = Renderer(source, preprocess, (view,), seed, replace=False, colour=False, room=0)
+    renderer = Renderer(source, preprocess, (view,), seed, replace=False, alter=False, room=0)
     known = torch.from_numpy(source.targets())
     numbers = torch.from_numpy(source.rows)
     modes = {module: module.training for module in classifier.modules()}

@@ -365,7 +365,9 @@ def facts_of_compact(state: State, path: Path, image_size: tuple[int, int] | Non
     else:
         facts |= {"kernel": kernel, "convolutions": convolutions}
     with torch.device("meta"):
-        rows, columns = rebuild(facts).grid
+        built = rebuild(facts)
+    assert isinstance(built, ViT | CCT)
+    rows, columns = built.grid
     if positions is not None and rows * columns != positions.shape[1] - class_token:
         raise BadInput(
             f"{path} has positions for {positions.shape[1] - class_token} tokens, not those of an image of {size[0]}x{size[1]}: "

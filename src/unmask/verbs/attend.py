@@ -97,7 +97,7 @@ def pooling_weights(encoder: ViT | CCT, images: Tensor) -> Tensor:
     size = (images.shape[2], images.shape[3])
     tokens = encoder.embed(images)
     offsets = encoder.offsets(size)
-    tokens = encoder.encode(tokens) if offsets is None else encoder.encode(tokens, offsets)
+    tokens = encoder.encode(tokens, offsets) if isinstance(encoder, ViT) else encoder.encode(tokens)
     weights = encoder.pool.weights(tokens)[:, encoder.prefix :]  # (B, N)
     return (weights / weights.sum(dim=1, keepdim=True)).unflatten(1, encoder.grid_for(size))
 

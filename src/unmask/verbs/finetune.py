@@ -552,14 +552,14 @@ def together(
     for seed in dict.fromkeys(part.seed for part in parts):
         found = [examined(settings.out / part.name, part, reading) for part in parts if part.seed == seed]
         pooled.append((np.concatenate([each for each, _ in found]), joined([test for _, test in found])))
-        reports.append(judged(*pooled[-1], data, facts))
+        reports.append(judged(pooled[-1][0], pooled[-1][1], data, facts))
     best = reports[0]
     if len(reports) > 1:
         facts = {**facts, "seeds": metrics.seeds(reports)}
         what = "map" if "map" in best else "accuracy"
         over = facts["seeds"][what]
         best["sentence"] += f" Over {len(reports)} seeds {what} {over['mean']:.3f}, deviation {over['deviation']:.3f}."
-    tested = put(run, *pooled[0], data, {**facts, "sentence": best["sentence"]})
+    tested = put(run, pooled[0][0], pooled[0][1], data, {**facts, "sentence": best["sentence"]})
     worst = next((each for each in results if each["verdict"] != "learning"), results[0])
     kept = ("loss", "uninformed_loss", "images_per_second", "loader_wait")
     result = {
