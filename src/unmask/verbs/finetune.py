@@ -359,12 +359,14 @@ def chosen(
         if getattr(own, field.name) is None and getattr(recipe.settings, field.name) is not None
     }
     filled["layer_decay"] = own.layer_decay or rule_of_layers(recipe, began)
-    short = choices["steps"].value < SHORT
-    if short and recipe.settings.mixup and own.mixup is None and own.cutmix is None:
-        filled |= {"mixup": 0.0, "cutmix": 0.0}
-        choices["mixup"] = Choice(0.0, f"no mixing (the paper's {recipe.settings.mixup:g}): {SHORT_WHY}")
+    passes = choices["steps"].value * choices["batch_size"].value / images
+    for key, none in (("augment", "none"), ("mixup", 0.0), ("cutmix", 0.0), ("erasing", 0.0)):
+        theirs = getattr(recipe.settings, key)
+        if passes < FEW_PASSES and theirs != none and getattr(own, key) is None:
+            filled[key] = none
+            choices[key] = Choice(none, f"each image is seen {passes:.1f} times: too few to tire of (the paper: {theirs})")
     for key in ("augment", "smoothing", "erasing", "layer_decay"):
-        if key in filled and getattr(own, key) is None:
+        if key in filled and key not in choices:
             choices[key] = Choice(filled[key], recipe.source)
     choices["layer_decay"] = Choice(
         filled["layer_decay"], choices["layer_decay"].reason if "layer_decay" in choices else ""
@@ -372,8 +374,9 @@ def chosen(
     return dict(choices), dataclasses.replace(own, **filled, **({} if pool is None else {"pool": pool})), recipe
 
 
-SHORT = 5_000
-SHORT_WHY = f"in fewer than {SHORT:,} steps it teaches less than it blurs"
+FEW_PASSES = 20
+"""Passes over the images below which nothing but crops and flips is done to them. Set by hand: CCT-2/3x2 on CIFAR-10 for 4
+passes was right for 69.7 percent so, and for 63.2 with RandAugment."""
 
 
 def rule_of_layers(recipe: Recipe, began: tuple[Encoder, Preprocess] | None) -> float | None:
