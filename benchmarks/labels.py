@@ -66,7 +66,7 @@ class Benchmark:
             trial = self.out / f"trial-{encoder.replace('/', '-')}"
             shutil.rmtree(trial, ignore_errors=True)
             unmask(
-                "finetune", "--encoder", encoder, "--data", self.train, "--labels", 2000, "--steps", 120, "--out", trial
+                "finetune", "--encoder", encoder, "--data", self.train, "--labels", 2000, "--steps", 250, "--out", trial
             )
             lines = [json.loads(line) for line in (trial / "timing.jsonl").read_text().splitlines()]
             rates = sorted(line["images_per_second"] for line in lines[len(lines) // 2 :])

@@ -162,8 +162,11 @@ def heading(settings: dict[str, Any], result: dict[str, Any]) -> list[str]:
     data = settings.get("data") or {}
     encoder = (settings.get("encoder") or {}).get("name") or (settings.get("settings") or {}).get("encoder") or ""
     images, method = result.get("images", data.get("images")), str(settings.get("method", "run"))
+    title = f"{NAMES.get(method, method.upper())} {encoder}".strip()
+    if method == "finetune" and not (settings.get("settings") or {}).get("run"):
+        title = f"{encoder} trained from scratch".strip()
     words = [
-        f"{NAMES.get(method, method.upper())} {encoder}".strip(),
+        title,
         str(data.get("name", "")),
         f"{images:,} images" if images else "",
         str(settings.get("date", ""))[:16].replace("T", " "),

@@ -364,7 +364,9 @@ def chosen(
         theirs = getattr(recipe.settings, key)
         if passes < FEW_PASSES and theirs != none and getattr(own, key) is None:
             filled[key] = none
-            choices[key] = Choice(none, f"each image is seen {passes:.1f} times: too few to tire of (the paper: {theirs})")
+            choices[key] = Choice(
+                none, f"each image is seen {passes:.1f} times: too few to tire of (the paper: {theirs})"
+            )
     for key in ("augment", "smoothing", "erasing", "layer_decay"):
         if key in filled and key not in choices:
             choices[key] = Choice(filled[key], recipe.source)
