@@ -8,7 +8,7 @@ Two processes of one thread each, started side by side with --only, use two core
 - scratch: CCT-2/3x2, CVT-2/4 and ViT-Lite-2/4 for so many --seconds each (by their own rate, measured before), three seeds,
   the recipe that `unmask finetune` chooses.
 - partial: figure 9 of He et al. 2022 from one run of MAE (--mae, or one of so many seconds that is made first): 0 (linear), 0.5,
-  1, 2, 4 and all blocks, for so many steps each.
+  1, 2, 4 and all blocks, for so many --steps of 64 images each.
 - distill: with a tenth of the labels, that MAE run fine-tuned; it teaches a CCT-2/3x2 on all images, labels unseen; beside it
   the same CCT-2/3x2 trained on that tenth of the labels alone, for as many steps.
 - table: all of it into --results, and the figure of partial fine-tuning.
@@ -90,7 +90,7 @@ class Benchmark:
 
     def partial(self) -> None:
         for blocks in BLOCKS:
-            told = () if blocks == "all" else ("--blocks", blocks)
+            told = ("--batch-size", 64, *(() if blocks == "all" else ("--blocks", blocks)))
             self.labelled(f"blocks-{blocks}", self.pretrained(), "--steps", self.settings.steps, *told)
 
     def distill(self) -> None:

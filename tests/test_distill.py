@@ -129,6 +129,8 @@ def test_the_command(teacher, tmp_path, capsys):
         run("distill", teacher, "--out", tmp_path / "other", *quick, "--encoder", "vit-lite-2/4", "--alpha", "0.5") == 0
     )
     assert "temperature: 1.0" in (tmp_path / "other" / "settings.yaml").read_text()
+    for name in ("own", "other"):
+        assert run("distill", "--out", tmp_path / name, "--resume") == 0
     capsys.readouterr()
     for arguments, line in (
         ([], "name the run of a teacher"),

@@ -310,6 +310,8 @@ def test_on_from_a_run_whole_in_part_and_linear(tuned, tmp_path):
         }
         assert learnt is None or all(any(key.startswith(part) for part in learnt) for key in moved), name
         assert bool(moved) == (learnt != set())
+    (tmp_path / "half" / "result.json").unlink()
+    assert run("finetune", "--out", tmp_path / "half", "--resume") == 0
     settings = unmask.training.run.Run(tmp_path / "linear").settings["settings"]
     assert settings["optimiser"] == "lars" and "norm.running_mean" in load_file(
         tmp_path / "linear" / "head" / "model.safetensors"

@@ -205,7 +205,7 @@ def test_a_classifier(tmp_path, method):
     run = a_run(tmp_path / "run", log(5), method=method, result=result, test=test)
     page = written(run, drawn(test))
     for words in (
-        {"finetune": "vit-tiny/4 trained from scratch", "distill": "Distilled vit-tiny/4"}[method],
+        {"finetune": "vit-tiny/4 trained from scratch", "distill": "vit-tiny/4 taught by"}[method],
         "What it gets right, on images it never saw",
         test["sentence"],
         "Labels can hardly be told from <groups>.",

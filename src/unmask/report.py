@@ -150,7 +150,7 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
 
 
 NAMES = {"moco": "MoCo", "moco-v2": "MoCo v2", "moco-v3": "MoCo v3", "simclr": "SimCLR", "simclr-v2": "SimCLR v2"}
-NAMES |= {"beit": "BEiT", "dvae": "Discrete VAE", "finetune": "Fine-tuned", "distill": "Distilled"}
+NAMES |= {"beit": "BEiT", "dvae": "Discrete VAE"}
 """Methods that are not written in capitals."""
 
 
@@ -163,8 +163,11 @@ def heading(settings: dict[str, Any], result: dict[str, Any]) -> list[str]:
     encoder = (settings.get("encoder") or {}).get("name") or (settings.get("settings") or {}).get("encoder") or ""
     images, method = result.get("images", data.get("images")), str(settings.get("method", "run"))
     title = f"{NAMES.get(method, method.upper())} {encoder}".strip()
-    if method == "finetune" and not (settings.get("settings") or {}).get("run"):
-        title = f"{encoder} trained from scratch".strip()
+    told = settings.get("settings") or {}
+    if method == "finetune":
+        title = f"Fine-tuned {told['run']}" if told.get("run") else f"{encoder} trained from scratch".strip()
+    elif method == "distill":
+        title = f"{encoder or told.get('student') or 'A copy'} taught by {told.get('teacher')}"
     words = [
         title,
         str(data.get("name", "")),

@@ -152,7 +152,7 @@ def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device
     )
     by_memory = 2 ** int(math.log2(max(16, 65536 / max(1, patches))))
     by_count = 2 ** int(math.log2(max(16, n / 32)))
-    like = "" if "/" in choices["encoder"].value else "that cost as much as ones "
+    like = "" if "encoder" not in choices or "/" in choices["encoder"].value else "that cost as much as ones "
     reason = f"{n:,} images {like}of {patches} patches; at most {most}: {why}"
     batch = choices.settle("batch_size", min(most, by_memory, by_count, n), reason)
     if batch > n:

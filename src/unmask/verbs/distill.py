@@ -22,7 +22,7 @@ from unmask.models.classifier import Classifier
 from unmask.training import distributed, engine
 from unmask.training.run import Run
 from unmask.verbs.choices import Choice, Choices, choose_optimiser, choose_reading, choose_schedule, parse_size
-from unmask.verbs.finetune import Labelled, Part, finish, known, tested_on, watch
+from unmask.verbs.finetune import Labelled, Part, finish, known, named, tested_on, watch
 from unmask.verbs.load import load, load_classifier
 from unmask.verbs.train import Training, check, divided, resumed, train
 
@@ -155,10 +155,10 @@ def chosen(
     if before is None and settings.encoder is not None:
         choices["encoder"], recipe = Choice(settings.encoder, "as asked"), recipe_for(settings.encoder)
     elif before is None:
-        choices["encoder"] = Choice(type(teacher.encoder).__name__, "the teacher's own architecture")
+        choices["architecture"] = Choice(named(teacher.encoder), "the teacher's own")
         recipe = recipe_for(teacher.encoder, trained=False)
     else:
-        choices["encoder"], recipe = Choice(type(before[0]).__name__, str(settings.student)), recipe_for(before[0])
+        choices["student"], recipe = Choice(settings.student, f"as asked: {named(before[0])}"), recipe_for(before[0])
     height, width = parse_size(choices["image_size"].value)
     patch = getattr(teacher.encoder, "patch_size", 4)
     choose_schedule(choices, recipe.paper, len(source), height * width // patch**2, device.type)

@@ -119,9 +119,9 @@ def finetune(settings: Finetune, own: Settings) -> dict[str, Any]:
         stored = Run(settings.out).settings
         settings, own = resumed(stored, "finetune", settings, own)
     data, test = gather(settings)
-    if stored and (began := stored["data"])["fingerprint"] != data.source.fingerprint():
+    if stored and (then := stored["data"])["fingerprint"] != data.source.fingerprint():
         raise BadInput(
-            f"{data.source.name} is not what the run in {settings.out} began with ({began['images']:,} images then, "
+            f"{data.source.name} is not what the run in {settings.out} began with ({then['images']:,} images then, "
             f"{len(data.source):,} now, or files of other sizes): bring it back, or begin anew in another --out"
         )
     began = load(settings.run) if settings.run is not None else None
@@ -151,7 +151,7 @@ def gather(settings: Finetune) -> tuple[Labelled, Labelled | None]:
             raise BadInput(f"--{name} is {value}: give {least} or more")
     if settings.folds is not None and settings.test is not None:
         raise BadInput("--folds judges on --data itself: leave out --folds or --test")
-    if (settings.run is None) == (settings.encoder is None) and settings.run is not None:
+    if settings.run is not None and settings.encoder is not None:
         raise BadInput(f"--encoder {settings.encoder} is for training from scratch: leave it out, or {settings.run}")
     columns = {"image": settings.image, "label": settings.label, "group": settings.group}
     source = open_source(str(settings.data), **columns)
@@ -315,6 +315,10 @@ def tested_on(part: Part, facts: dict[str, Any]) -> str:
     return "" if part.test is None else f"; judged on {len(part.test.source):,} images ({facts['protocol']})"
 
 
+def named(encoder: Encoder) -> str:
+    return str(encoder.config.get("backbone") or type(encoder).__name__)
+
+
 def pooled(own: Settings) -> dict[str, Any]:
     return {} if own.pool is None else {"pool": own.pool}
 
@@ -341,8 +345,7 @@ def chosen(
     else:
         encoder, preprocess = began
         recipe, reason = recipe_for(encoder, own.blocks), "as the encoder was trained"
-        name = str(encoder.config.get("backbone") or type(encoder).__name__)
-        choices["encoder"] = Choice(name, f"{settings.run}")
+        choices["run"] = Choice(settings.run, f"to go on from: {named(encoder)}")
         for key, kept in (("channels", encoder.channels), ("trim", preprocess.trim), ("pad", preprocess.pad)):
             if settings.__dict__[key] not in (None, kept):
                 raise BadInput(f"--{key}: {settings.run} was trained with {kept}, leave it out")
@@ -370,12 +373,17 @@ def chosen(
     for key in ("augment", "smoothing", "erasing", "layer_decay"):
         if key in filled and key not in choices:
             choices[key] = Choice(filled[key], recipe.source)
+    if not data.several and (most := float(data.frequencies().max() / data.frequencies().clamp(min=1).min())) >= UNEVEN:
+        why = f"the commonest class has {most:.0f} times the images of the rarest; --class-weights counts them alike"
+        choices["class_weights"] = Choice(own.class_weights, why)
     choices["layer_decay"] = Choice(
         filled["layer_decay"], choices["layer_decay"].reason if "layer_decay" in choices else ""
     )
     return dict(choices), dataclasses.replace(own, **filled, **({} if pool is None else {"pool": pool})), recipe
 
 
+UNEVEN = 3
+"""How many times as common as the rarest class the commonest must be for a word on class weights."""
 FEW_PASSES = 20
 """Passes over the images below which nothing but crops and flips is done to them. Set by hand: CCT-2/3x2 on CIFAR-10 for 4
 passes was right for 69.7 percent so, and for 63.2 with RandAugment."""
@@ -447,7 +455,7 @@ def finish(
     """Save, judge and draw what was trained, say so, and return what result.json says."""
     run, tested = outcome.run, None
     if outcome.failure is None:
-        name = value["encoder"]
+        name = value.get("encoder") or named(trained.encoder)
         told = {"name": name, "method": method, "preprocess": preprocess.to_dict(), "unmask": version("unmask")}
         classifier.save(trained.best, run.folder, told)
         if part.test is not None:
