@@ -6,7 +6,7 @@ import torch
 
 from unmask.data.decode import Preprocess
 from unmask.data.sources import open_source
-from unmask.evaluate import knn
+from unmask.evaluate import knn, linear
 from unmask.evaluate.features import extract, standardise
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
@@ -35,3 +35,12 @@ def knn_of():
         return float((predicted == targets[1200:]).float().mean())
 
     return judge
+
+
+@pytest.fixture(scope="module")
+def hasty_probes():
+    """Probes that are not fitted to their end, for tests that look at none of their figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "LEAST_STEPS", 20)
+        patch.setattr(linear, "PENALTIES", linear.PENALTIES[:2])
+        yield

@@ -26,6 +26,8 @@ from unmask.models.vit import ViT
 from unmask.training.distributed import synchronise
 from unmask.training.optim import Recipe, optimisers_for
 
+pytestmark = pytest.mark.usefixtures("hasty_probes")
+
 
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())

@@ -8,6 +8,9 @@ import unmask
 from unmask.cli import main
 
 
+pytestmark = pytest.mark.usefixtures("hasty_probes")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")

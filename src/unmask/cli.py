@@ -64,7 +64,8 @@ HELP = """unmask: pre-train, judge and use vision transformers on the images you
 Begin with  unmask quickstart  or, with images of your own,
   unmask inspect path/to/images
   unmask pretrain mae --data path/to/images --out runs/first
-  unmask probe runs/first --data path/to/labelled"""
+  unmask probe runs/first --data path/to/labelled
+  unmask finetune runs/first --data path/to/labelled --out runs/tuned"""
 
 
 def main(arguments: list[str] | None = None) -> None:

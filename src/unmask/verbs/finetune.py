@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+import tyro
 from torch import Tensor
 from tyro.conf import Positional
 
@@ -51,7 +52,7 @@ Own = Settings
 class Finetune(Training):
     """Learn from labels: all of an encoder, its last blocks, or a linear layer on it; or a new one from scratch."""
 
-    run: Positional[str | None] = None
+    run: Annotated[Positional[str | None], tyro.conf.arg(metavar="RUN")] = None
     """A run, or any encoder that `unmask.load` reads, to go on from. Without it --encoder is trained from scratch."""
     encoder: str | None = None
     """From scratch: a compact transformer such as cct-7/3x1, cvt-7/4 or vit-lite-7/4, a ViT such as vit-small/16, or a model of
