@@ -7,7 +7,6 @@ import pytest
 import unmask
 from unmask.cli import main
 
-
 pytestmark = pytest.mark.usefixtures("hasty_probes")
 
 
