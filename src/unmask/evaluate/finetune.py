@@ -109,17 +109,17 @@ PLAIN = Settings(
 MAE_TABLE = "He et al. 2022, table 9"
 RECIPES = {
     "tuned base": Recipe(
-        Paper("vit-base/16", 1024, 5e-4, 100, 5, 0.05, min_lr=1e-6, updates=10_000, drop_path=0.1),
+        Paper("vit-base/16", 1024, 5e-4, 100, 5, 0.05, min_lr=1e-6, updates=10_000, most=10, drop_path=0.1),
         replace(TUNED, layer_decay=0.65),
         f"{MAE_TABLE}, and FINETUNE.md for ViT-B",
     ),
     "tuned large": Recipe(
-        Paper("vit-large/16", 1024, 1e-3, 50, 5, 0.05, min_lr=1e-6, updates=10_000, drop_path=0.2),
+        Paper("vit-large/16", 1024, 1e-3, 50, 5, 0.05, min_lr=1e-6, updates=10_000, most=10, drop_path=0.2),
         TUNED,
         f"{MAE_TABLE}, and FINETUNE.md for ViT-L",
     ),
     "tuned huge": Recipe(
-        Paper("vit-huge/14", 1024, 1e-3, 50, 5, 0.05, min_lr=1e-6, updates=10_000, drop_path=0.3),
+        Paper("vit-huge/14", 1024, 1e-3, 50, 5, 0.05, min_lr=1e-6, updates=10_000, most=10, drop_path=0.3),
         TUNED,
         f"{MAE_TABLE}, and FINETUNE.md for ViT-H",
     ),
@@ -136,7 +136,19 @@ RECIPES = {
         "MAE's linear probe, He et al. 2022, table 10",
     ),
     "compact": Recipe(
-        Paper("cct-7/3x1", 128, 1.1e-3, 300, 10, 0.06, min_lr=1e-5, drop_path=0.1, updates=30_000, small_batch=128),
+        Paper(
+            "cct-7/3x1",
+            128,
+            1.1e-3,
+            300,
+            10,
+            0.06,
+            min_lr=1e-5,
+            drop_path=0.1,
+            updates=30_000,
+            most=10,
+            small_batch=128,
+        ),
         replace(TUNED, crop_scale=(0.8, 1.0), mix_until=175 / 300, erasing=0.0, layer_decay=1.0),
         "Hassani et al. 2021, their code's 300 epochs on CIFAR-10",
     ),

@@ -38,6 +38,8 @@ class Paper:
     updates: int | None = None
     """Steps that the paper's rate is meant for, where they are far more than a small collection is given: with fewer, the rate
     grows with the root of how many times fewer, as random steps add up."""
+    most: float = 50.0
+    """How many times it grows so at most."""
     weight_decay_end: float | None = None
     min_lr: float = 0.0
     milestones: tuple[float, ...] = ()

@@ -174,9 +174,9 @@ def choose_schedule(choices: Choices, paper: Paper, n: int, patches: int, device
     else:
         usual, rule = paper.base_lr, "the paper's: the rate goes with the batch"
     if paper.updates is not None and steps < paper.updates:
-        faster = min(50.0, math.sqrt(paper.updates / steps))
+        faster = min(paper.most, math.sqrt(paper.updates / steps))
         usual = float(f"{usual * faster:.3g}")
-        rule += f"; x {faster:.3g}, as {steps:,} steps are to lead as far as the paper's {paper.updates:,} (root, at most 50)"
+        rule += f"; x {faster:.3g} for so few steps: the root of {paper.updates:,} / {steps:,}, at most {paper.most:g}"
     base = choices.settle("base_lr", usual, rule)
     choices["lr"] = Choice(base * batch / 256, f"base_lr x batch / 256 = {base:g} x {batch} / 256 (linear scaling)")
     choices["usual_lr"] = Choice(usual * batch / 256, "")
