@@ -9,8 +9,8 @@ Two processes of one thread each, started side by side with --only, use two core
   the recipe that `unmask finetune` chooses.
 - partial: figure 9 of He et al. 2022 from one run of MAE (--mae, or one of so many seconds that is made first): 0 (linear), 0.5,
   1, 2, 4 and all blocks, for so many --steps of 64 images each.
-- distill: with a tenth of the labels, that MAE run fine-tuned; it teaches a CCT-2/3x2 on all images, labels unseen; beside it
-  the same CCT-2/3x2 trained on that tenth of the labels alone, for as many steps.
+- distill: CCT-2/3x2 with a tenth of the labels teaches another one on all images, labels unseen; beside it CCT-2/3x2 trained on
+  that tenth alone, for as many steps as teacher and student together.
 - gpu: for a GPU, not run yet: CCT-7/3x1 by the paper's 200 epochs (94.78 percent published, on lossless files), images and
   augmentation on the device; then ViT-Lite-7/4 that MAE trained first, fine-tuned beside the same from scratch (91.38 published)
   with all, a tenth and a hundredth of the labels.
@@ -97,12 +97,12 @@ class Benchmark:
             self.labelled(f"blocks-{blocks}", self.pretrained(), "--steps", self.settings.steps, *told)
 
     def distill(self) -> None:
-        few = ("--labels", "10%")
-        teacher = self.labelled("teacher", self.pretrained(), "--steps", self.settings.steps, *few)
-        student = ("--encoder", "cct-2/3x2", "--steps", self.settings.steps)
-        self.labelled("alone", *student, *few)
+        encoder, few = ("--encoder", "cct-2/3x2"), ("--labels", "10%")
+        teacher = self.labelled("teacher", *encoder, "--steps", self.settings.steps, *few)
+        self.labelled("alone", *encoder, "--steps", 2 * self.settings.steps, *few)
         if (teacher / "result.json").is_file():
-            self.run("student", "distill", teacher, *student, "--data", self.train, "--test", self.test)
+            told = ("--steps", self.settings.steps, "--data", self.train, "--test", self.test)
+            self.run("student", "distill", teacher, *told)
 
     def gpu(self) -> None:
         fast = ("--device", "cuda", "--hold", "--compile", "--batch-size", 1024)
