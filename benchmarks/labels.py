@@ -134,10 +134,9 @@ class Benchmark:
             if names:
                 reports = [read(self.out / name, "test.json") for name in names]
                 found["scratch"][encoder] = {"runs": [score(name) for name in names], "seeds": metrics.seeds(reports)}
-        depth = 12
         for blocks in BLOCKS:
             if (self.out / f"blocks-{blocks}" / "test.json").is_file():
-                count = float(depth if blocks == "all" else blocks)
+                count = {"all": "all", "0.5": 0.5}.get(blocks) or int(blocks)
                 found["partial"].append({"blocks": count, **score(f"blocks-{blocks}")})
         for name in ("teacher", "alone", "student"):
             if (self.out / name / "test.json").is_file():
