@@ -1,6 +1,5 @@
 """Distillation: the equation, and a student that learns what its teacher knows."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -143,7 +142,3 @@ def test_the_command(teacher, tmp_path, capsys):
         said = capsys.readouterr().err.strip()
         assert line in said and "\n" not in said
         assert not (tmp_path / "bad").exists()
-
-
-def test_settings_are_filled_in():
-    assert dataclasses.replace(Settings(), temperature=0.1).alpha == 1.0

@@ -19,7 +19,6 @@ ResNets, trained by LARS with 0.1 sqrt(batch)); images that may have several lab
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,6 @@ from unmask.data.augment import View
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
-from unmask.evaluate.finetune import RECIPES
 from unmask.methods.method import Method
 from unmask.models import Encoder
 from unmask.models.classifier import Classifier
@@ -55,7 +53,6 @@ class Distilled(Method):
     """teacher: frozen; of the same classes as the student. preprocesses: the student's and the teacher's, which may normalise
     otherwise."""
 
-    PAPERS: ClassVar = {"vit": RECIPES["scratch"].paper}
     Settings = Settings
 
     def __init__(

@@ -20,7 +20,7 @@ attention dropout of the compact transformers is 0.1 throughout.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -226,7 +226,6 @@ class Supervised(Method):
     share of the images. "uninformed" is the loss of a model that knows these, and of each batch's targets no more.
     """
 
-    PAPERS: ClassVar = {"vit": RECIPES["tuned base"].paper}
     Settings = Settings
     weights: Tensor | None
     """What an image of each class counts, (K,), 1 on average over the images."""

@@ -69,7 +69,7 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "settings.yaml").is_file():
             raise BadInput(
-                f"{folder} is not a run (it has no settings.yaml): give the --out folder of `unmask pretrain`"
+                f"{folder} is not a run (it has no settings.yaml): give the --out folder of `unmask pretrain` or another training"
             )
         self._board: SummaryWriter | None = None
         self.torn: list[Path] = []

@@ -24,7 +24,7 @@ from unmask.training.run import Run
 from unmask.verbs.choices import Choice, Choices, choose_optimiser, choose_reading, choose_schedule, parse_size
 from unmask.verbs.finetune import Labelled, Part, finish, known, named, tested_on, watch
 from unmask.verbs.load import load, load_classifier
-from unmask.verbs.train import Training, check, divided, resumed, train
+from unmask.verbs.train import Training, check, divided, resumed, same_data, train
 
 Own = Settings
 NAMELESS = "name the run of a teacher first, as in unmask distill runs/teacher --data images/ --out runs/student"
@@ -63,8 +63,7 @@ def distill(settings: Distill, own: Settings) -> dict[str, Any]:
     teacher, theirs = load_classifier(settings.teacher)
     columns = {"image": settings.image, "label": settings.label, "group": settings.group}
     source = open_source(str(settings.data), **columns)
-    if stored and stored["data"]["fingerprint"] != source.fingerprint():
-        raise BadInput(f"{source.name} is not what the run in {settings.out} began with: bring it back, or begin anew")
+    same_data(stored, source, settings.out)
     whole = Labelled(source, targets_of(source, teacher, own), teacher.classes)
     test = None
     if settings.test is not None:

@@ -25,6 +25,7 @@ from unmask.evaluate import metrics, predictions, splits
 from unmask.evaluate.distill import Distilled
 from unmask.evaluate.features import extract
 from unmask.evaluate.finetune import RECIPES, Recipe, Settings, Supervised, pool_for, recipe_for
+from unmask.methods.method import length_of
 from unmask.models import Encoder, classifier
 from unmask.models.classifier import Classifier
 from unmask.training import distributed, engine, health
@@ -43,7 +44,7 @@ from unmask.verbs.choices import (
 from unmask.verbs.load import load, load_classifier
 from unmask.verbs.probe import groups_of, labelled
 from unmask.verbs.report import write_report
-from unmask.verbs.train import Outcome, Training, check, conclude, divided, measured, resumed, train
+from unmask.verbs.train import Outcome, Training, check, conclude, divided, measured, resumed, same_data, train
 
 Own = Settings
 
@@ -120,11 +121,7 @@ def finetune(settings: Finetune, own: Settings) -> dict[str, Any]:
         stored = Run(settings.out).settings
         settings, own = resumed(stored, "finetune", settings, own)
     data, test = gather(settings)
-    if stored and (then := stored["data"])["fingerprint"] != data.source.fingerprint():
-        raise BadInput(
-            f"{data.source.name} is not what the run in {settings.out} began with ({then['images']:,} images then, "
-            f"{len(data.source):,} now, or files of other sizes): bring it back, or begin anew in another --out"
-        )
+    same_data(stored, data.source, settings.out)
     began = load(settings.run) if settings.run is not None else None
     parts = divide(settings, data, test)
     protocol, warning = protocol_of(settings, data, test)
@@ -275,11 +272,10 @@ def learn_part(
         )
     else:
         encoder = models.adapted(began[0], size, value["drop_path"], own.pool)
-    width = 2 * encoder.width if encoder.config.get("pool") == "class+mean" else encoder.width
     head = Classifier(
         encoder,
         part.train.classes,
-        width,
+        length_of(encoder),
         several=part.train.several,
         batch_norm=own.blocks == 0,
         std=0.01 if own.blocks == 0 else 0.02 if began is None else 2e-5,
@@ -362,7 +358,6 @@ def chosen(
         for field in dataclasses.fields(own)
         if getattr(own, field.name) is None and getattr(recipe.settings, field.name) is not None
     }
-    filled["layer_decay"] = own.layer_decay or rule_of_layers(recipe, began)
     passes = choices["steps"].value * choices["batch_size"].value / images
     for key, none in (("augment", "none"), ("mixup", 0.0), ("cutmix", 0.0), ("erasing", 0.0)):
         theirs = getattr(recipe.settings, key)
@@ -377,9 +372,7 @@ def chosen(
     if not data.several and (most := float(data.frequencies().max() / data.frequencies().clamp(min=1).min())) >= UNEVEN:
         why = f"the commonest class has {most:.0f} times the images of the rarest; --class-weights counts them alike"
         choices["class_weights"] = Choice(own.class_weights, why)
-    choices["layer_decay"] = Choice(
-        filled["layer_decay"], choices["layer_decay"].reason if "layer_decay" in choices else ""
-    )
+    choices.setdefault("layer_decay", Choice(own.layer_decay, "as asked"))
     return dict(choices), dataclasses.replace(own, **filled, **({} if pool is None else {"pool": pool})), recipe
 
 
@@ -388,16 +381,6 @@ UNEVEN = 3
 FEW_PASSES = 20
 """Passes over the images below which nothing but crops and flips is done to them. Set by hand: CCT-2/3x2 on CIFAR-10 for 4
 passes was right for 69.7 percent so, and for 63.2 with RandAugment."""
-
-
-def rule_of_layers(recipe: Recipe, began: tuple[Encoder, Preprocess] | None) -> float | None:
-    """The recipe's decay from layer to layer. It is meant for so many layers as the paper's encoder has: with fewer, the first
-    one is to learn as fast as there."""
-    decay = recipe.settings.layer_decay
-    if decay in (None, 1.0) or began is None:
-        return decay
-    theirs = {"vit-base/16": 12, "vit-large/16": 24, "vit-huge/14": 32}[recipe.paper.encoder]
-    return round(decay ** ((theirs + 1) / (began[0].config["depth"] + 1)), 3)
 
 
 def watch(

@@ -11,7 +11,6 @@ from unmask import figures, models
 from unmask.data.decode import Preprocess
 from unmask.data.sources import open_source
 from unmask.data.survey import survey
-from unmask.errors import BadInput
 from unmask.methods import METHODS
 from unmask.methods.dino import DINO
 from unmask.methods.mae import MAE
@@ -28,7 +27,7 @@ from unmask.verbs.load import load_tokenizer
 from unmask.verbs.probe import few, judge, watch_probe
 from unmask.verbs.reconstruct import picture
 from unmask.verbs.report import write_report
-from unmask.verbs.train import Training, check, conclude, divided, measured, resumed, train, watched_images
+from unmask.verbs.train import Training, check, conclude, divided, measured, resumed, same_data, train, watched_images
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     columns = {"image": settings.image, "label": settings.label, "group": settings.group}
     source = open_source(str(settings.data), **columns)
     test = open_source(settings.probe, **columns) if settings.probe else None
-    if stored and (began := stored["data"])["fingerprint"] != source.fingerprint():
-        raise BadInput(
-            f"{source.name} is not what the run in {out} began with ({began['images']:,} images then, {len(source):,} now, "
-            "or files of other sizes): bring it back, or begin anew in another --out"
-        )
+    same_data(stored, source, out)
     surveyed = survey(source, sample=2000)
     choices = choose(surveyed, dataclasses.asdict(settings), device.type, kind.PAPERS)
     choices["precision"] = Choice(precision, why_precision)

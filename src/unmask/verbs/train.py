@@ -345,6 +345,15 @@ def resumed(stored: dict[str, Any], method: str, given: Told, own: Any) -> tuple
     return dataclasses.replace(settings, **free), theirs
 
 
+def same_data(stored: dict[str, Any] | None, source: Source, out: Path | None) -> None:
+    """Raise BadInput unless a run that is gone on with, of which settings.yaml says `stored`, began with these images."""
+    if stored and (began := stored["data"])["fingerprint"] != source.fingerprint():
+        raise BadInput(
+            f"{source.name} is not what the run in {out} began with ({began['images']:,} images then, {len(source):,} now, "
+            "or files of other sizes): bring it back, or begin anew in another --out"
+        )
+
+
 def measured(
     source: Source,
     settings: Training,
