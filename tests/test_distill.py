@@ -122,6 +122,7 @@ def test_the_command(teacher, tmp_path, capsys):
     assert run("distill", teacher, "--out", tmp_path / "own", *quick, "--test", "digits:test") == 0
     settings = (tmp_path / "own" / "settings.yaml").read_text()
     assert "temperature: 0.1" in settings  # of its own kind
+    assert "crop_scale:\n  - 0.8\n  - 1.0" in settings
     test = json.loads((tmp_path / "own" / "test.json").read_text())
     assert test["n"] == 360 and (tmp_path / "own" / "head" / "config.json").is_file()
     assert (

