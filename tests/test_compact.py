@@ -18,7 +18,7 @@ from unmask.data.decode import Preprocess
 from unmask.data.loader import Loader
 from unmask.data.sources import open_source
 from unmask.errors import BadInput
-from unmask.layers import sine_positions
+from unmask.layers import drop, sine_positions
 from unmask.methods import METHODS
 from unmask.models import interop
 from unmask.models.compact import SIZES
@@ -159,6 +159,22 @@ def test_attention_is_dropped_in_training_only():
     assert not torch.equal(encoder(x), encoder(x))
     encoder.eval()
     torch.testing.assert_close(encoder(x), encoder(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 1e-9])
+def test_dropout_keeps_the_mean(rate, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(3, 5, 20011, dtype=dtype, requires_grad=True)
+    out = drop(x, rate)
+    assert set(out.unique().tolist()) <= {0.0, torch.tensor(1.0, dtype=dtype).mul(1 / (1 - rate)).item()}
+    share = (out == 0).double().mean(dim=2)
+    assert (share - rate).abs().max() < 4 * (rate * (1 - rate) / 20011) ** 0.5 + 2e-4
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(gradient, out)
+    assert not torch.equal(drop(x, rate), out) or rate < 1e-4
+    torch.manual_seed(0)
+    assert torch.equal(drop(x, rate), out)
 
 
 SMALL = {"dino": {"out_dim": 16, "local_crops": 2, "head_width": 32}, "mae": {"mask_ratio": 0.5}}

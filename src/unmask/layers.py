@@ -5,6 +5,7 @@ Everything here runs on any subset of patches: nothing assumes that tokens fill 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -144,11 +145,15 @@ def to_compute_dtype(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device))
 
 
+@torch.compiler.disable()  # it cannot follow numpy
 def drop(x: Tensor, rate: float) -> Tensor:
-    """Dropout, on a CPU: four values share a random number of 64 bits, where torch's own draws one for each of them. A share of
-    the values that is `rate` to 1/65536 becomes 0; the others are scaled up."""
-    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
-    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
+    """Dropout, on a CPU, in half the time of torch's own or less: its random bits are made one after another, here four values
+    share a number of 64 bits, and numpy makes those. A share of the values that is `rate` to 1/65536, and no less than that,
+    becomes 0; the others are scaled up."""
+    draws = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(x.numel() // 4 + 1)
+    bits = torch.from_numpy(draws).view(torch.int16)[: x.numel()].view(x.shape)
+    least = max(1, round(rate * 2**16)) - 2**15
+    kept = bits.clamp_(least - 1, least).sub_(least - 1)  # 0 or 1; a comparison is slower
     return x * kept.to(x.dtype).mul_(1 / (1 - rate))
 
 
@@ -239,7 +244,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0.0:
             return x
         kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * kept / (1.0 - self.rate)
+        return x * (kept.to(x.dtype) / (1.0 - self.rate))
 
 
 class Block(nn.Module):

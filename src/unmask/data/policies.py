@@ -6,7 +6,7 @@ bytes is what Pillow makes of them, but where `apply` says otherwise.
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -87,6 +87,7 @@ def draw(policy: Policy, seeds: Tensor, number: int = 0) -> Tensor:
     return torch.stack([torch.where(coin < chance, which, NOTHING), amount], dim=2).float()
 
 
+@cache
 def _cifar10() -> Tensor:
     """(25, 2, 4) float64: operation, probability, and its amount, of which the last is added or taken away."""
     rows = []
