@@ -98,10 +98,10 @@ class Benchmark:
 
     def distill(self) -> None:
         encoder, few = ("--encoder", "cct-2/3x2"), ("--labels", "10%")
-        teacher = self.labelled("teacher", *encoder, "--steps", self.settings.steps, *few)
-        self.labelled("alone", *encoder, "--steps", 2 * self.settings.steps, *few)
+        teacher = self.labelled("teacher", *encoder, "--steps", self.settings.distill_steps, *few)
+        self.labelled("alone", *encoder, "--steps", 2 * self.settings.distill_steps, *few)
         if (teacher / "result.json").is_file():
-            told = ("--steps", self.settings.steps, "--data", self.train, "--test", self.test)
+            told = ("--steps", self.settings.distill_steps, "--data", self.train, "--test", self.test)
             self.run("student", "distill", teacher, *told)
 
     def gpu(self) -> None:
@@ -157,7 +157,8 @@ def main() -> None:
     parser.add_argument("--phases", nargs="+", choices=(*phases, "gpu"), default=phases)
     parser.add_argument("--only", nargs="*", help="only runs whose names have one of these in them")
     parser.add_argument("--seconds", type=float, default=300, help="of each run from scratch")
-    parser.add_argument("--steps", type=int, default=2000, help="of each fine-tuning, and of students")
+    parser.add_argument("--steps", type=int, default=2000, help="of each fine-tuning")
+    parser.add_argument("--distill-steps", type=int, default=3000, help="of the teacher, and of its student")
     parser.add_argument("--mae", type=Path, help="a run of MAE to go on from")
     parser.add_argument("--mae-steps", type=int, default=6000, help="of the run of MAE that is made without --mae")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "labels.json")

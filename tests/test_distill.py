@@ -130,7 +130,9 @@ def test_the_command(teacher, tmp_path, capsys):
     )
     assert "temperature: 1.0" in (tmp_path / "other" / "settings.yaml").read_text()
     for name in ("own", "other"):
+        took = json.loads((tmp_path / name / "result.json").read_text())["seconds"]
         assert run("distill", "--out", tmp_path / name, "--resume") == 0
+        assert json.loads((tmp_path / name / "result.json").read_text())["seconds"] == took > 0  # of all its training
     capsys.readouterr()
     for arguments, line in (
         ([], "name the run of a teacher"),

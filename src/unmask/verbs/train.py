@@ -4,7 +4,6 @@ import dataclasses
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -148,7 +147,6 @@ class Outcome:
     history: list[dict[str, Any]]
     failure: str | None
     """What was NaN or infinite, and where."""
-    seconds: float
     unreadable: dict[str, str]
     """Reasons by path."""
 
@@ -161,7 +159,7 @@ class Outcome:
             "sentence": verdict.sentence,
             "advice": list(verdict.advice),
             **summary(self.history),
-            "seconds": self.seconds,
+            "seconds": sum(line["seconds"] for line in self.history),
             "images": images,
             "parameters": count(trained),
             "encoder_parameters": count(trained.encoder),
@@ -243,7 +241,7 @@ def train(
     told = described(name, resolved, own, choices, source, trained, preprocess) | (facts or {})
     run = Run.create(settings.out, told, resume=settings.resume)
     announce(name, source, said, choices, trained, run)
-    began, failure = time.perf_counter(), None
+    failure = None
     try:
         history = engine.fit(
             trained,
@@ -260,7 +258,7 @@ def train(
         )
     except health.Diverged as error:
         failure, history = str(error), run.history()
-    return Outcome(run, history, failure, time.perf_counter() - began, missed.reasons)
+    return Outcome(run, history, failure, missed.reasons)
 
 
 def summary(history: list[dict[str, Any]]) -> dict[str, Any]:
