@@ -9,8 +9,8 @@ Two processes of one thread each, started side by side with --only, use two core
   the recipe that `unmask finetune` chooses.
 - partial: figure 9 of He et al. 2022 from one run of MAE (--mae, or one of so many seconds that is made first): 0 (linear), 0.5,
   1, 2, 4 and all blocks, for so many --steps of 64 images each.
-- distill: CCT-2/3x2 with a tenth of the labels teaches another one on all images, labels unseen; beside it CCT-2/3x2 trained on
-  that tenth alone, for as many steps as teacher and student together.
+- distill: CCT-2/3x2 with a tenth and with a hundredth of the labels teaches another one on all images, labels unseen; beside it
+  CCT-2/3x2 trained on those labels alone, for as many steps as teacher and student together.
 - gpu: for a GPU, not run yet: CCT-7/3x1 by the paper's 200 epochs (94.78 percent published, on lossless files), images and
   augmentation on the device; then ViT-Lite-7/4 that MAE trained first, fine-tuned beside the same from scratch (91.38 published)
   with all, a tenth and a hundredth of the labels.
@@ -29,6 +29,8 @@ from unmask import figures
 from unmask.evaluate import metrics
 
 SCRATCH = ("cct-2/3x2", "cvt-2/4", "vit-lite-2/4")
+SHARES = 10, 1
+"""Percent of the labels."""
 BLOCKS = ("0", "0.5", "1", "2", "4", "all")
 HERE = Path(__file__).parent
 
@@ -97,12 +99,14 @@ class Benchmark:
             self.labelled(f"blocks-{blocks}", self.pretrained(), "--steps", self.settings.steps, *told)
 
     def distill(self) -> None:
-        encoder, few = ("--encoder", "cct-2/3x2"), ("--labels", "10%")
-        teacher = self.labelled("teacher", *encoder, "--steps", self.settings.distill_steps, *few)
-        self.labelled("alone", *encoder, "--steps", 2 * self.settings.distill_steps, *few)
-        if (teacher / "result.json").is_file():
-            told = ("--steps", self.settings.distill_steps, "--data", self.train, "--test", self.test)
-            self.run("student", "distill", teacher, *told)
+        encoder, steps = ("--encoder", "cct-2/3x2"), self.settings.distill_steps
+        for share in SHARES:
+            few = (*encoder, "--labels", f"{share}%")
+            teacher = self.labelled(f"teacher-{share}", *few, "--steps", steps)
+            self.labelled(f"alone-{share}", *few, "--steps", 2 * steps)
+            if (teacher / "result.json").is_file():
+                told = ("--steps", steps, "--data", self.train, "--test", self.test)
+                self.run(f"student-{share}", "distill", teacher, *told)
 
     def gpu(self) -> None:
         fast = ("--device", "cuda", "--hold", "--compile", "--batch-size", 1024)
@@ -138,9 +142,11 @@ class Benchmark:
             if (self.out / f"blocks-{blocks}" / "test.json").is_file():
                 count = {"all": "all", "0.5": 0.5}.get(blocks) or int(blocks)
                 found["partial"].append({"blocks": count, **score(f"blocks-{blocks}")})
-        for name in ("teacher", "alone", "student"):
-            if (self.out / name / "test.json").is_file():
-                found["distill"][name] = score(name)
+        for share in SHARES:
+            names = [
+                name for name in ("teacher", "alone", "student") if (self.out / f"{name}-{share}/test.json").is_file()
+            ]
+            found["distill"][f"{share}%"] = {name: score(f"{name}-{share}") for name in names}
         for run in sorted(self.out.glob("gpu-*/test.json")):
             found.setdefault("gpu", {})[run.parent.name] = score(run.parent.name)
         print(json.dumps(found, indent=2))
