@@ -11,7 +11,7 @@ from unmask.cli import main
 from unmask.data.decode import Preprocess
 from unmask.data.loader import Batch, Loader
 from unmask.data.sources import open_source
-from unmask.evaluate.distill import Distilled, Settings
+from unmask.evaluate.distill import Distilled, Settings, sureness
 from unmask.models import classifier
 from unmask.models.classifier import Classifier
 from unmask.training.engine import Clock, fit
@@ -98,6 +98,19 @@ def test_a_student_learns_digits_from_a_teacher_without_labels():
         right = distilled.eval().best(images).argmax(1) == torch.from_numpy(source.targets()[1200:])
     assert right.float().mean() > 0.8  # 0.1 by chance
     assert history[-1]["loss"] < 0.4 * history[-1]["uninformed"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_student_becomes_as_sure_as_its_teacher(several):
+    """Not surer than what it names allows: one factor, found without labels, that changes no name."""
+    teacher = 3 * torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    assert sureness(0.04 * teacher, teacher, several) == pytest.approx(25, rel=1e-3)
+    noise = torch.randn(500, 4, generator=torch.Generator().manual_seed(1))
+    assert sureness(teacher + 3 * noise, teacher, several) < 0.9  # it is wrong more often
+    distilled, b = pair(several), batch()
+    before = distilled.student(b.views[0])
+    distilled.scale_by(7.0)
+    torch.testing.assert_close(distilled.student(b.views[0]), 7 * before, rtol=1e-4, atol=1e-4)
 
 
 def run(*arguments) -> int:

@@ -15,7 +15,8 @@ from unmask.data.source import Source
 from unmask.data.sources import open_source
 from unmask.data.survey import survey
 from unmask.errors import BadInput
-from unmask.evaluate.distill import SMALL, Distilled, Settings, usual_crop
+from unmask.evaluate.distill import SMALL, Distilled, Settings, sureness, usual_crop
+from unmask.evaluate.features import extract
 from unmask.evaluate.finetune import recipe_for
 from unmask.methods.method import length_of
 from unmask.models.classifier import Classifier
@@ -24,6 +25,7 @@ from unmask.training.run import Run
 from unmask.verbs.choices import Choice, Choices, choose_optimiser, choose_reading, choose_schedule, parse_size
 from unmask.verbs.finetune import Labelled, Part, finish, known, named, tested_on, watch
 from unmask.verbs.load import load, load_classifier
+from unmask.verbs.probe import few
 from unmask.verbs.train import Training, check, divided, resumed, same_data, train
 
 Own = Settings
@@ -122,6 +124,11 @@ def distill(settings: Distill, own: Settings) -> dict[str, Any]:
     )
     if distributed.rank() > 0:
         return {"verdict": "diverged" if outcome.failure else "left to rank 0"}
+    if outcome.failure is None:
+        some = few(source, 2000, seed=0)
+        seen = (trained.student, preprocess), (teacher, theirs)
+        ours, said = (extract(model, some, its, model.encoder.image_size, **reading)[0] for model, its in seen)
+        trained.scale_by(sureness(ours, said, teacher.several))
     return finish(outcome, "distill", trained, value, part, preprocess, facts, reading)
 
 
