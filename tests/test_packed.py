@@ -189,19 +189,25 @@ def test_a_packing_that_was_killed_goes_on_and_ends_with_the_same_bytes(table, t
     monkeypatch.setattr(packed, "CHUNK", 1)
     write(table, tmp_path / "whole")
     assert len(list((tmp_path / "whole").glob("shard-*.bin"))) >= 5
-    rng, seen = np.random.default_rng(0), []
+    rng, seen, packed_so_far = np.random.default_rng(0), [], 0
+    fork = multiprocessing.get_context("fork")
+    said = fork.Value("i", 0)
+
+    def slowly(done: int) -> None:
+        said.value = done
+        time.sleep(0.03)
+
     for _ in range(4):
-        child = multiprocessing.get_context("fork").Process(
-            target=write, args=(table, tmp_path / "s"), kwargs={"progress": lambda done: time.sleep(0.01)}
-        )
+        child = fork.Process(target=write, args=(table, tmp_path / "s"), kwargs={"progress": slowly})
         child.start()
         until = time.monotonic() + 60
-        while not (tmp_path / "s" / "begun.json").is_file() and time.monotonic() < until:
+        while said.value < packed_so_far + 2 and time.monotonic() < until:
             time.sleep(0.001)
-        time.sleep(rng.uniform(0.03, 0.15))
+        time.sleep(rng.uniform(0, 0.06))
         child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL
+        packed_so_far = said.value
     with pytest.raises(BadInput, match="is not finished, run the same command again: unmask pack t --out s"):
         open_source(tmp_path / "s")
     write(table, tmp_path / "s", progress=seen.append)
