@@ -8,7 +8,7 @@ Two processes of one thread each, started side by side with --only, use two core
 - scratch: CCT-2/3x2, CVT-2/4 and ViT-Lite-2/4 for so many --seconds each (by their own rate, measured before), three seeds,
   the recipe that `unmask finetune` chooses.
 - partial: figure 9 of He et al. 2022 from one run of MAE (--mae, or one of so many seconds that is made first): 0 (linear), 0.5,
-  1, 2, 4 and all blocks, for so many --steps of 64 images each.
+  1, 2, 4 and all blocks, for so many --steps of 64 images each; and all of the same encoder from scratch.
 - distill: CCT-2/3x2 with a tenth and with a hundredth of the labels teaches another one on all images, labels unseen; beside it
   CCT-2/3x2 trained on those labels alone, for as many steps as the student, and for as many as teacher and student together.
 - gpu: for a GPU, not run yet: CCT-7/3x1 by the paper's 200 epochs (94.78 percent published, on lossless files), images and
@@ -97,6 +97,8 @@ class Benchmark:
         for blocks in BLOCKS:
             told = ("--batch-size", 64, *(() if blocks == "all" else ("--blocks", blocks)))
             self.labelled(f"blocks-{blocks}", self.pretrained(), "--steps", self.settings.steps, *told)
+        same = ("--steps", self.settings.steps, "--batch-size", 64)
+        self.labelled("blocks-scratch", "--encoder", "vit-tiny/8", *same)
 
     def distill(self) -> None:
         encoder, steps = ("--encoder", "cct-2/3x2"), self.settings.distill_steps
@@ -142,6 +144,8 @@ class Benchmark:
             if (self.out / f"blocks-{blocks}" / "test.json").is_file():
                 count = {"all": "all", "0.5": 0.5}.get(blocks) or int(blocks)
                 found["partial"].append({"blocks": count, **score(f"blocks-{blocks}")})
+        if (self.out / "blocks-scratch" / "test.json").is_file():
+            found["from scratch"] = score("blocks-scratch")
         for share in SHARES:
             names = [
                 name
