@@ -12,10 +12,12 @@ from unmask.data.decode import Preprocess
 from unmask.data.loader import Batch, Loader
 from unmask.data.sources import open_source
 from unmask.evaluate.distill import Distilled, Settings, sureness
+from unmask.evaluate.features import extract
 from unmask.models import classifier
 from unmask.models.classifier import Classifier
 from unmask.training.engine import Clock, fit
 from unmask.training.optim import Recipe
+from unmask.verbs.load import load_classifier
 
 CLOCK, GREY = Clock(0, 10, 0.0), Preprocess(1, (0.3,), (0.37,))
 
@@ -138,6 +140,10 @@ def test_the_command(teacher, tmp_path, capsys):
     assert "crop_scale:\n  - 0.8\n  - 1.0" in settings
     test = json.loads((tmp_path / "own" / "test.json").read_text())
     assert test["n"] == 360 and (tmp_path / "own" / "head" / "config.json").is_file()
+    source, models_of = open_source("digits"), (load_classifier(tmp_path / "own"), load_classifier(teacher))
+    reading = {"device": torch.device("cpu"), "precision": "float32"}
+    logits = [extract(model, source, its, (8, 8), **reading)[0] for model, its in models_of]
+    assert sureness(*logits, several=False) == pytest.approx(1, rel=0.05)  # as sure as its teacher
     assert (
         run("distill", teacher, "--out", tmp_path / "other", *quick, "--encoder", "vit-lite-2/4", "--alpha", "0.5") == 0
     )
