@@ -119,6 +119,34 @@ def offset_index(patches: Tensor, grid: tuple[int, int], class_token: bool) -> T
     return index
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Attention within squares of `side` x `side` patches of a grid, as ViTDet has it in most blocks (Li et al. 2022, "Exploring
+    Plain Vision Transformer Backbones", section 3): patches that a grid lacks to fill its last squares are zeros there."""
+
+    grid: tuple[int, int]
+    side: int
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Windows above and beside each other."""
+        return -(-self.grid[0] // self.side), -(-self.grid[1] // self.side)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Patches (B, N, D) of the grid to their windows, (B * windows, side * side, D)."""
+        (rows, columns), (down, right), side = self.grid, self.counts, self.side
+        x = x.unflatten(1, self.grid)  # (B, h, w, D)
+        x = F.pad(x, (0, 0, 0, right * side - columns, 0, down * side - rows))
+        x = x.unflatten(2, (right, side)).unflatten(1, (down, side))  # (B, down, side, right, side, D)
+        return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """The inverse of `cut`."""
+        (rows, columns), (down, right), side = self.grid, self.counts, self.side
+        x = x.view(-1, down, right, side, side, x.shape[-1]).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return x[:, :rows, :columns].flatten(1, 2)
+
+
 class RelativeBias(nn.Module):
     """What attention adds to the product of a query and a key for the offset between their patches: learnt, a number a head
     (Bao et al. 2021, section 2.1, after Raffel et al. 2020), from 0 on."""
@@ -278,9 +306,16 @@ class Block(nn.Module):
         self.register_parameter("scale1", scale())
         self.register_parameter("scale2", scale())
 
-    def forward(self, x: Tensor, queries: slice | None = None, offsets: Offsets | None = None) -> Tensor:
-        """x: (B, N, D). With `queries`, only the tokens there come out: (B, Q, D)."""
-        attended = self.attention(self.norm1(to_compute_dtype(x)), queries, offsets)
+    def forward(
+        self, x: Tensor, queries: slice | None = None, offsets: Offsets | None = None, windows: Windows | None = None
+    ) -> Tensor:
+        """x: (B, N, D). With `queries`, only the tokens there come out: (B, Q, D). With `windows` each patch attends to those of
+        its own window, whose `offsets` are then to be given; there is no class token then."""
+        seen = self.norm1(to_compute_dtype(x))
+        if windows is None:
+            attended = self.attention(seen, queries, offsets)
+        else:
+            attended = windows.join(self.attention(windows.cut(seen), None, offsets))
         if queries is not None:
             x = x[:, queries]
         x = x + self.drop_path(attended if self.scale1 is None else attended * self.scale1)

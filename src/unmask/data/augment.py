@@ -134,6 +134,14 @@ class View:
             image = F.interpolate(batch, self.size, mode="bicubic", antialias=True)[0]
         return image.flip(-1) if flipped else image
 
+    def render_map(self, classes: Tensor, drawn: Tensor) -> Tensor:
+        """The classes of an image's pixels (H, W) uint8 through its row of `draw` (5,) into (*size), from the nearest pixel."""
+        top, left, height, width, flipped = drawn.tolist()
+        classes = classes[top : top + height, left : left + width]
+        if (height, width) != self.size:
+            classes = F.interpolate(classes[None, None], self.size, mode="nearest-exact")[0, 0]
+        return classes.flip(-1) if flipped else classes.contiguous()
+
     def render_batch(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Images (B, C, H, W) through their rows of `draw` (B, 5) into (B, C, *size), same dtype, in one pass on their
         device: what `render` makes of each, within 2 of 255 levels (of uint8; torchvision rounds its weights)."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,18 @@ class Batch:
     """The sample's own seed for all that is random about it, (B,) int64."""
     targets: Tensor | None = None
     """Class of each sample, (B,) int64, or where it may have several, which, (B, K) float32; None where the loader has none."""
+    crops: tuple[Tensor, ...] = ()
+    """What each view shows of each image: its rows of `View.draw`, (B, 5) int64 on the CPU, in pixels of the prepared image."""
+    maps: Tensor | None = None
+    """What each pixel of the first view is, (B, H, W) int64; None where the loader has no maps."""
+
+
+class Maps(Protocol):
+    """What each pixel of each image of a source is."""
+
+    def __call__(self, i: int) -> Tensor:
+        """The map of image `i`, (H, W) uint8, of the image's size. UnreadableImage if it cannot be read."""
+        ...
 
 
 class Key(NamedTuple):
@@ -68,6 +80,8 @@ class Loader:
     """Read every image once, hold all of them on the device, and render whole batches there. They must be of one size."""
     targets: Tensor | None = None
     """What each image of the source is, (N,) int64, or (N, K) float32 where it may be several things."""
+    maps: Maps | None = None
+    """What each pixel is, where that is to be learnt. An image without its map counts as unreadable."""
     part: int = 0
     """Which part of each shuffled batch is wanted, for one process among several, …"""
     parts: int = 1
@@ -81,6 +95,8 @@ class Loader:
     def __call__(self, first: int = 0) -> Iterator[Batch]:
         """Shuffled batches, endlessly, from batch number `first` on. A sample that cannot be read is replaced by the
         next one of the source that can."""
+        if self.hold and self.maps is not None:
+            raise BadInput("--hold: images whose pixels have classes are not held on the device: leave it out")
         keys = self._shuffled(first)
         return self._held(keys) if self.hold else self._batches(keys, replace=True)
 
@@ -132,13 +148,14 @@ class Loader:
             near = sample_seeds(self.seed, key.epoch, samples)  # on the CPU, where colours are drawn
             seeds = near.to(self.device, non_blocking=True)
             places = held.stands[samples.to(self.device, non_blocking=True)]
-            chosen, views = held.images[places], []
+            chosen, views, crops = held.images[places], [], []
             for number, view in enumerate(self.views):
                 drawn = view.draw(seeds, height.expand_as(seeds), width.expand_as(seeds), number)
+                crops.append(drawn)
                 rendered = view.render_batch(chosen, drawn)
                 views.append(self.preprocess.normalise(altered(rendered, view, near, number, self.preprocess)))
             index = held.index[places]
-            yield Batch(tuple(views), index, seeds, None if known is None else known[index])
+            yield Batch(tuple(views), index, seeds, None if known is None else known[index], tuple(crops))
 
     def _workers(self, dataset: "Renderer | Reader", keys: Any) -> DataLoader:
         return in_workers(dataset, keys, self.workers, self.device)
@@ -146,8 +163,8 @@ class Loader:
     def _batches(self, keys: Any, replace: bool) -> Iterator[Batch]:
         on_cpu = self.device.type == "cpu"
         room = KEPT // max(1, self.workers)
-        renderer = Renderer(self.source, self.preprocess, self.views, self.seed, replace, on_cpu, room)
-        for views, index, seed, failures in self._workers(renderer, keys):
+        renderer = Renderer(self.source, self.preprocess, self.views, self.seed, replace, on_cpu, room, self.maps)
+        for views, index, seed, crops, maps, failures in self._workers(renderer, keys):
             for path, reason in failures:
                 self.unreadable(path, reason)
             if len(index) == 0:
@@ -160,7 +177,8 @@ class Loader:
                 ]
             targets = None if self.targets is None else self.targets[index].to(self.device, non_blocking=True)
             views = tuple(map(self.preprocess.normalise, views))
-            yield Batch(views, index.to(self.device), seed.to(self.device), targets)
+            maps = None if maps is None else maps.to(self.device, non_blocking=True).long()
+            yield Batch(views, index.to(self.device), seed.to(self.device), targets, crops, maps)
 
 
 @dataclass(frozen=True)
@@ -188,6 +206,7 @@ class Renderer:
     """Whether policies, shifts and colours are done here, not on the device."""
     room: int
     """Bytes of prepared images that may be kept for later epochs."""
+    maps: Maps | None = None
     kept: dict[int, Shrunk] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -229,12 +248,15 @@ class Renderer:
         aspect = self.views[0].size[1] / self.views[0].size[0]
         # the seed is that of the place in the order, so that a replaced sample is not drawn twice alike
         seeds = sample_seeds(self.seed, key.epoch, torch.as_tensor(key.samples))
-        images, indices, used, failures = [], [], [], []
+        images, maps, indices, used, failures = [], [], [], [], []
         for place, index in enumerate(key.samples.tolist()):
             for candidate in range(index, index + len(self.source)) if self.replace else [index]:
                 i = candidate % len(self.source)
                 try:
-                    images.append(self.read(i, seeds[place], aspect))
+                    image = self.read(i, seeds[place], aspect)
+                    if self.maps is not None:
+                        maps.append(self.maps(i))
+                    images.append(image)
                     indices.append(i)
                     used.append(place)
                     break
@@ -245,9 +267,10 @@ class Renderer:
                     raise BadInput(f"{self.source.name}: no image can be read ({failures[-1][1]})")
         seeds = seeds[used]
         heights, widths = (torch.tensor([image[axis] for image in images], dtype=torch.int64) for axis in (1, 2))
-        views = []
+        views, crops = [], []
         for number, view in enumerate(self.views):
             drawn = view.draw(seeds, heights, widths, number)
+            crops.append(drawn)
             rendered = [
                 view.render(image.pixels, row if image.factor == 1 else image.box(row))
                 for image, row in zip(images, drawn, strict=True)
@@ -256,7 +279,11 @@ class Renderer:
                 views.append(altered(torch.stack(rendered), view, seeds, number, self.preprocess))
             else:
                 views.append(stacked(rendered) if rendered else torch.empty(0))
-        return views, torch.tensor(indices, dtype=torch.int64), seeds, failures
+        seen = None
+        if maps:
+            look = zip(maps, crops[0], strict=True)
+            seen = torch.stack([self.views[0].render_map(each, row) for each, row in look])
+        return views, torch.tensor(indices, dtype=torch.int64), seeds, tuple(crops), seen, failures
 
 
 def stacked(images: list[Tensor]) -> Tensor:
