@@ -126,7 +126,9 @@ def test_an_fpn_on_the_stages_of_a_resnet():
     torch.manual_seed(0)
     pyramid = Pyramid(models.build("resnet18", image_size=(96, 128)), "fpn", 16)
     maps = pyramid(torch.randn(2, 3, 96, 128))
-    assert pyramid.strides == STRIDES and [tuple(x.shape) for x in maps] == [(2, 16, 96 // s, 128 // s) for s in STRIDES]
+    assert pyramid.strides == STRIDES and [tuple(x.shape) for x in maps] == [
+        (2, 16, 96 // s, 128 // s) for s in STRIDES
+    ]
     sum(x.square().mean() for x in maps).backward()
     assert all(p.grad is not None for p in pyramid.parameters() if p.requires_grad)
 
