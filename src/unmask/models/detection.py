@@ -71,7 +71,15 @@ class Detector(nn.Module):
         sizes = tuple((anchor * 2**i,) for i in range(5))
         before = {"training": 4 * proposals, "testing": max(300, 2 * proposals)}
         self.rpn = RegionProposalNetwork(
-            AnchorGenerator(sizes, (RATIOS,) * 5), RPNHead(channels, len(RATIOS)), 0.7, 0.3, 256, 0.5, before, before, 0.7
+            AnchorGenerator(sizes, (RATIOS,) * 5),
+            RPNHead(channels, len(RATIOS)),
+            0.7,
+            0.3,
+            256,
+            0.5,
+            before,
+            before,
+            0.7,
         )
         levels = [str(i) for i in range(4)]
         masked: list[Any] = [None] * 3
@@ -151,7 +159,9 @@ class Detector(nn.Module):
             losses["masks"] = maskrcnn_loss(shapes, inside, truth, names, number)
             with torch.no_grad():
                 pixels = [
-                    project_masks_on_boxes(*each, MASK_SIDE) for each in zip(truth, inside, number, strict=True) if len(each[1])
+                    project_masks_on_boxes(*each, MASK_SIDE)
+                    for each in zip(truth, inside, number, strict=True)
+                    if len(each[1])
                 ]
                 share = torch.cat(pixels).mean() if pixels else images.new_tensor(0.0)
                 blind["masks"] = binary_entropy(share)
@@ -163,7 +173,8 @@ class Detector(nn.Module):
         most = int(sampler.batch_size_per_image * sampler.positive_fraction)
         positive = sum(min(int((each == 1).sum()), most) for each in labels)
         sampled = sum(
-            (held := min(int((each == 1).sum()), most)) + min(int((each == 0).sum()), sampler.batch_size_per_image - held)
+            (held := min(int((each == 1).sum()), most))
+            + min(int((each == 0).sum()), sampler.batch_size_per_image - held)
             for each in labels
         )
         share = wanted[0].new_tensor(positive / max(1, sampled))
@@ -192,9 +203,7 @@ class Detector(nn.Module):
         proposals, *_ = self.propose(maps, size)
         logits, regression = self.judged(maps, proposals, size)
         boxes, scores, labels = self.heads.postprocess_detections(logits, regression, proposals, [size] * len(images))
-        found = [
-            {"boxes": b, "classes": c - 1, "scores": s} for b, c, s in zip(boxes, labels, scores, strict=True)
-        ]
+        found = [{"boxes": b, "classes": c - 1, "scores": s} for b, c, s in zip(boxes, labels, scores, strict=True)]
         if self.masks:
             for each, masks in zip(found, maskrcnn_inference(self.shapes(maps, boxes, size), labels), strict=True):
                 each["masks"] = masks[:, 0]
@@ -241,7 +250,7 @@ def save(detector: Detector, run: Path, config: dict[str, Any]) -> None:
 
 
 def load(run: str | Path) -> tuple[Detector, dict[str, Any]]:
-    """The detector of a run, in evaluation mode, and the config of its encoder. BadInput where there is none, or it is damaged."""
+    """The detector of a run, in evaluation mode, and its encoder's config. BadInput where there is none, or it is damaged."""
     run = Path(run)
     facts = interop.read_config(run / "head") if (run / "head" / "config.json").is_file() else {}
     if facts.get("kind") != "detector":
@@ -252,7 +261,9 @@ def load(run: str | Path) -> tuple[Detector, dict[str, Any]]:
         told = {name: facts[name] for name in ("masks", "anchor", "proposals")}
         detector = Detector(pyramid, tuple(facts["classes"]), **told)
     except (KeyError, TypeError, ValueError):
-        raise BadInput(f"{run / 'head' / 'config.json'} describes no detector that this version of unmask knows") from None
+        raise BadInput(
+            f"{run / 'head' / 'config.json'} describes no detector that this version of unmask knows"
+        ) from None
     path = run / "head" / "model.safetensors"
     state, whole = interop.read_state(path), detector.state_dict()
     interop.check(state, {name: value for name, value in whole.items() if not name.startswith(ENCODER)}, path)
