@@ -182,8 +182,3 @@ class Pyramid(nn.Module):
             maps = [level(x) for level, x in zip(self.levels, maps, strict=True)]
         assert self.fpn is not None
         return tuple(self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps))).values())
-
-
-def usual_way(encoder: Encoder) -> Way:
-    """The pyramid for an encoder unless told: the simple one for ViTs, an FPN for convolutional networks."""
-    return "simple" if isinstance(encoder, ViT) else "fpn"
