@@ -112,8 +112,8 @@ def write(run: Run, pictures: dict[str, bytes]) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
     pictures: PNG bytes under the names "reconstruction", "attention", "pooling", "positions" and "filters", for a classifier
-    "confusion", "reliability", "recalls" and "robustness", for a detector "found", each optional. The loss, the curves, the probes and the test are
-    drawn from the run's own files; what is missing there is absent from the page.
+    "confusion", "reliability", "recalls" and "robustness", for a detector "found", each optional. The loss, the curves, the
+    probes and the test are drawn from the run's own files; what is missing there is absent from the page.
     """
     path = run.folder / "report.html"
     write_whole(path, page(run, pictures))
