@@ -50,10 +50,8 @@ def test_classes_and_counts(tmp_path):
 def test_masks_are_found(tmp_path, where):
     pair(tmp_path, "x/a")
     pair(tmp_path, "y/a", np.ones((3, 3), dtype=np.uint8))
-    if where == "named":
-        opened = open_masks(tmp_path / "images", masks=tmp_path / "masks")
-    else:
-        opened = open_masks(tmp_path / where)
+    named = {"masks": tmp_path / "masks"} if where == "named" else {}
+    opened = open_masks(tmp_path / ("images" if named else where), **named)
     assert len(opened) == (1 if where == "images/x" else 2)
     assert opened.masks(0).shape == (2, 4)
     assert opened.source.classes == () and "label" not in opened.source.table
