@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -245,7 +246,13 @@ def test_a_crop_at_full_size_is_a_piece_of_the_whole(case):
         cut = objects_of(boxes, masks).cut(crop, (height, width), least=0, masks=True)
         for mask, i in zip(cut.masks, cut.which, strict=True):
             whole = torch.from_numpy(coco.decode(encoded[i]))[top : top + height, left : left + width]
-            assert torch.equal(mask, whole.flip(1) if flipped else whole)
+            whole = whole.flip(1) if flipped else whole
+            if masks is triangles:  # which pycocotools rounds to fifths of a pixel, towards the crop's own corner
+                wide = F.max_pool2d(whole[None].float(), 3, 1, 1)[0]
+                narrow = -F.max_pool2d(-whole[None].float(), 3, 1, 1)[0]
+                assert ((mask <= wide) & (mask >= narrow)).all()
+            else:
+                assert torch.equal(mask, whole)
 
 
 def test_masks_keep_their_area():

@@ -270,19 +270,19 @@ def _annotated(name: str, found: list[Found], classes: tuple[str, ...], remarks:
             return str(error)
 
     kept, objects = [], []
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        sizes = track(pool.map(measured, range(len(found))), "reading annotations", len(found), transient=True)
-        for i, (image, size) in enumerate(zip(found, sizes, strict=True)):
-            if isinstance(size, str):
-                remarks.left_out(image.name, f"cannot be read ({size})")
-            elif image.size is not None and image.size != size:
-                remarks.left_out(image.name, _other_size(image, size))
-            else:
-                kept.append(i)
-                objects.append(_checked(image, size, remarks))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        # all of it, before anything is raised: a bar that is left half-way may lock the next one
+        sizes = list(
+            track(pool.map(measured, range(len(found))), "reading images' headers", len(found), transient=True)
+        )
+    for i, (image, size) in enumerate(zip(found, sizes, strict=True)):
+        if isinstance(size, str):
+            remarks.left_out(image.name, f"cannot be read ({size})")
+        elif image.size is not None and image.size != size:
+            remarks.left_out(image.name, _other_size(image, size))
+        else:
+            kept.append(i)
+            objects.append(_checked(image, size, remarks))
     if not kept:
         raise BadInput(f"{name}: none of {len(found):,} images can be used ({': '.join(remarks.said[-1])})")
     total = sum(map(len, objects))
