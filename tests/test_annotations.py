@@ -123,6 +123,27 @@ def test_coco(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_runs_are_read_as_pycocotools_reads_them(tmp_path, compressed):
+    shapes = [
+        np.random.default_rng(i).random((HEIGHT, WIDTH)) < share for i, share in enumerate((0, 0.002, 0.1, 0.5, 1))
+    ]
+    blobs = [*(x.astype(np.uint8) for x in shapes), bitmap(3, 2, 50, 31), bitmap(0, 0, 1, 1)]
+    things = [{**BOX, "id": i, "segmentation": runs(blob, compressed)} for i, blob in enumerate(blobs)]
+    opened = open_annotations(coco_file(tmp_path, *things), strict=True)
+    for mask, blob in zip(opened.objects[0].masks, blobs, strict=True):
+        assert np.array_equal(coco.decode(mask), blob)
+
+
+def test_runs_are_resized_to_the_nearest_pixel():
+    pixels = np.random.default_rng(0).integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8)
+    mask = {**coco.encode(np.asfortranarray(pixels))}
+    for size in ((10, 15), (80, 120), (17, 23)):
+        whole = torch.from_numpy(pixels)[None, None, 5:35, 10:50].float()
+        expected = F.interpolate(whole, size, mode="nearest-exact")[0, 0]
+        assert np.array_equal(render(mask, (5, 10, 30, 40), size), expected.numpy())
+
+
 def test_voc(tmp_path):
     voc(tmp_path / "VOC2012", (1, 1, 60, 40), (11, 6, 30, 15))
     voc(tmp_path / "VOC2012", (2, 3, 4, 5), name="b", kind="animal", size="0 0")  # as some tools write it

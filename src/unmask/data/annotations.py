@@ -409,7 +409,7 @@ def _runs(given: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _decompressed(data: bytes) -> list[int]:
-    """The runs that COCO's string holds: five bits a character, the sixth says that there are more, and from the third run
+    """The runs that COCO's string holds: five bits a character, the sixth says that there are more, and from the fourth run
     on the difference to the run before the last (rleFrString of its API)."""
     runs: list[int] = []
     value = shift = 0
