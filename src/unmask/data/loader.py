@@ -130,8 +130,9 @@ class Loader:
                 self.unreadable(path, reason)
             if not indices:
                 continue
-            if mixed := batch is None or bool(images and images[0][0].shape != batch[0].shape):
-                break  # an error raised here would keep the bar, and with it a lock
+            if batch is None or (images and images[0][0].shape != batch[0].shape):
+                mixed = True  # an error raised here would keep the bar, and with it a lock
+                break
             images.append(batch.clone())  # what comes from a worker keeps a file open
             found += indices
         if mixed:
