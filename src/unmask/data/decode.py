@@ -151,6 +151,34 @@ def size_of(data: bytes | Path) -> tuple[int, int, int, str]:
         return (1 if image.mode in GREY_MODES else 3), height, width, "uint8"
 
 
+def label_map(path: Path) -> np.ndarray:
+    """The numbers in an image whose pixels are classes, as they are stored: (H, W) uint8 or wider integers.
+
+    Grey of 1 to 16 bits, or the indices of a palette, whatever its colours; upright by its EXIF orientation.
+
+    Raises:
+        UnreadableImage: missing, damaged, or of too many pixels.
+        BadInput: of a kind that holds no class numbers: colours, alpha, floats, or a lossy format.
+    """
+    with _reading(path) as (file, head):
+        image = _open(file)
+        kind = f"{image.format} of mode {image.mode}"
+        lossless = image.format in ("PNG", "BMP", "GIF", "TIFF")
+        pixels = None
+        if lossless and image.mode in ("1", "L", "P", "I", *WIDE_MODES) and image.mode != "F":
+            orientation = 1 if image.format == "TIFF" else _orientation(image)
+            image.load()
+            pixels = np.array(image)
+            pixels = pixels.astype(np.uint8 if pixels.dtype.itemsize == 1 else np.int64)
+            if image.format == "PNG" and image.mode == "L":  # Pillow stretches grey of 2 and 4 bits to the scale of 8
+                pixels //= {2: 85, 4: 17}.get(head[24], 1)
+            pixels = _upright(torch.from_numpy(pixels)[None], orientation)[0].numpy()
+    if pixels is None:
+        wanted = "a PNG, 8-bit grey or with a palette, whose pixel values are class numbers"
+        raise BadInput(f"{path}: is a {kind}; a mask is {wanted}")
+    return pixels
+
+
 def _decode(data: bytes | Path, most: Callable[[int, int], float] | None) -> Shrunk:
     with _reading(data) as (file, head):
         if head.startswith(TIFF_MAGIC) and (pixels := _tiff(file, header_only=False)) is not None:
