@@ -17,7 +17,20 @@ from typing import Any
 
 from unmask.errors import BadInput
 
-__all__ = ["BadInput", "attend", "compare", "distill", "embed", "export", "finetune", "inspect", "load", "pack", "plan"]
+__all__ = [
+    "BadInput",
+    "attend",
+    "compare",
+    "detect",
+    "distill",
+    "embed",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
+    "pack",
+    "plan",
+]
 __all__ += ["predict", "pretrain", "probe", "reconstruct", "robustness"]
 __version__ = version("unmask")
 
@@ -50,6 +63,19 @@ def finetune(
     return learn(Finetune(**given, **general), own)
 
 
+def detect(
+    run: str | Path | None = None, *, data: str | Path | None = None, out: str | Path, **settings: Any
+) -> dict[str, Any]:
+    """Learn to find objects, on from an encoder or (encoder="resnet18") from scratch, as `unmask detect` does. Returns what
+    RUN/result.json says."""
+    from unmask.verbs.detect import Detect, Own
+    from unmask.verbs.detect import detect as learn
+
+    general, own = _told("detect", (Detect, Own), settings)
+    given = {"run": None if run is None else str(run), "data": None if data is None else str(data), "out": Path(out)}
+    return learn(Detect(**given, **general), own)
+
+
 def distill(teacher: str | Path, *, data: str | Path | None = None, out: str | Path, **settings: Any) -> dict[str, Any]:
     """Teach a student what a classifier says of images, as `unmask distill` does. Returns what RUN/result.json says."""
     from unmask.verbs.distill import Distill, Own
@@ -72,7 +98,7 @@ def _told(command: str, kinds: tuple[Any, Any], settings: dict[str, Any]) -> tup
     if "image_size" in general:
         size = general["image_size"]
         general["image_size"] = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
-    for name in ("test", "probe", "student"):
+    for name in ("test", "probe", "student", "images"):
         if isinstance(general.get(name), Path):
             general[name] = str(general[name])
     return general, kinds[1](**own)

@@ -27,6 +27,12 @@ VERBS = {
         "finetune",
         "learn from labels, on from an encoder or from scratch, and be judged on images never seen",
     ),
+    "detect": (
+        "detect",
+        "Detect",
+        "detect",
+        "learn to find objects from boxes or masks, and be judged by average precision",
+    ),
     "distill": ("distill", "Distill", "distill", "teach a student what a classifier says of images without labels"),
     "predict": ("predict", "Predict", "predict", "name what is in new images: a table with probabilities"),
     "pack": (

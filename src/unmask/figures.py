@@ -20,7 +20,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmask.data.annotations import Objects
 from unmask.evaluate.corruptions import KINDS, called
+from unmask.evaluate.detection import Found
 from unmask.layers import patchify, unpatchify
 
 # Okabe & Ito's colours, told apart by colour-blind eyes too
@@ -166,6 +168,61 @@ def frame(canvas: NDArray[Any], picture: NDArray[Any], y: int, x: int) -> None:
     height, width = picture.shape[:2]
     canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = 0.75
     canvas[y : y + height, x : x + width] = picture
+
+
+SURE = 0.5
+"""Score from which a find is drawn."""
+
+
+def found(images: Sequence[Tensor], finds: Sequence[Found], truths: Sequence[Objects], classes: Sequence[str]) -> bytes:
+    """What a detector found in images (C, H, W): boxes in the colours of their classes, those of the truth dashed in white.
+
+    Of finds only those with a score of at least 0.5 are drawn; how many are right is not: see the figures beside."""
+    across = min(3, len(images))
+    down = -(-len(images) // across)
+    tall = max(image.shape[1] / image.shape[2] for image in images)
+    figure = Figure(figsize=(11, 11 / across * tall * down + 0.5), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, each, truth in zip(grid.flat, images, finds, truths, strict=False):
+        axes.imshow(displayable(image), interpolation="bilinear")
+        for box in truth.boxes.tolist():
+            axes.add_patch(outline(box, "white", 1.6, (0, (2, 2)), 0.9))
+        for j, (box, number, score) in enumerate(zip(each.boxes.tolist(), each.classes, each.scores, strict=True)):
+            if score < SURE:
+                continue
+            colour = SERIES[number % len(SERIES)]
+            if each.masks:
+                from pycocotools import mask as coding
+
+                shape = coding.decode(each.masks[j])  # type: ignore[arg-type]
+                layer = np.zeros((*shape.shape, 4), dtype=np.float32)
+                layer[..., :3], layer[..., 3] = to_rgb(colour), 0.45 * shape
+                axes.imshow(layer, interpolation="nearest")
+            axes.add_patch(outline(box, colour, 1.4, "solid", 1.0))
+    drawn = range(min(len(classes), len(SERIES)))
+    keys = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=SERIES[k], linewidth=2) for k in drawn]
+    names = [shortened(classes[k], 20) + ("" if len(classes) <= len(SERIES) else ", …") for k in drawn]
+    keys.append(Rectangle((0, 0), 1, 1, facecolor="#888888", edgecolor="white", linewidth=1.6, linestyle=(0, (2, 2))))
+    figure.legend(
+        keys, [*names, "the truth"], loc="outside lower center", ncols=min(7, len(keys)), frameon=False, fontsize=11
+    )
+    return png(figure)
+
+
+def outline(box: Sequence[float], colour: str, width: float, style: Any, alpha: float) -> Rectangle:
+    left, top, right, bottom = box
+    return Rectangle(
+        (left, top),
+        right - left,
+        bottom - top,
+        fill=False,
+        edgecolor=colour,
+        linewidth=width,
+        linestyle=style,
+        alpha=alpha,
+    )
 
 
 # Curves

@@ -48,6 +48,9 @@ LISTED = 50
 SUPERVISED = ("finetune", "distill")
 """Methods that learn from labels, or from a teacher's answers, and give a classifier."""
 
+HEADED = {"detect": "Objects found", "segment": "Pixels named"}
+"""Methods that put more than a classifier on an encoder, and what they do."""
+
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #5b636d; --line: #d9dde2; --tint: #f4f6f8;
   --bar: #b9c4cf; --own: #0072b2; --good: #00704f; --warn: #8a5a00; --bad: #b3261e; }
@@ -108,8 +111,8 @@ details { margin: .8rem 0; } summary { cursor: pointer; }
 def write(run: Run, pictures: dict[str, bytes]) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
-    pictures: PNG bytes under the names "reconstruction", "attention", "pooling", "positions" and "filters", and for a classifier
-    "confusion", "reliability", "recalls" and "robustness", each optional. The loss, the curves, the probes and the test are
+    pictures: PNG bytes under the names "reconstruction", "attention", "pooling", "positions" and "filters", for a classifier
+    "confusion", "reliability", "recalls" and "robustness", for a detector "found", each optional. The loss, the curves, the probes and the test are
     drawn from the run's own files; what is missing there is absent from the page.
     """
     path = run.folder / "report.html"
@@ -125,7 +128,8 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         banner(result),
         facts(result),
         tested(run.read("test.json"), pictures),
-        loss(history, settings.get("method") in SUPERVISED),
+        found(run.read("test.json"), pictures),
+        loss(history, settings.get("method") in (*SUPERVISED, *HEADED)),
         reconstruction(pictures),
         attention(pictures),
         pooling(pictures),
@@ -164,7 +168,10 @@ def heading(settings: dict[str, Any], result: dict[str, Any]) -> list[str]:
     images, method = result.get("images", data.get("images")), str(settings.get("method", "run"))
     title = f"{NAMES.get(method, method.upper())} {encoder}".strip()
     told = settings.get("settings") or {}
-    if method == "finetune":
+    if method in HEADED:
+        begun = told.get("run") or f"{encoder} from scratch"
+        title = f"{HEADED[method]} on {begun}"
+    elif method == "finetune":
         title = f"Fine-tuned {told['run']}" if told.get("run") else f"{encoder} trained from scratch".strip()
     elif method == "distill":
         title = f"{encoder or told.get('student') or 'A copy'} taught by {told.get('teacher')}"
@@ -207,7 +214,7 @@ def facts(result: dict[str, Any]) -> str:
 
 def tested(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """What test.json says: `unmask.evaluate.metrics.report`, or `report_multilabel`, with the protocol and the data."""
-    if not test:
+    if not test or "kind" in test:  # what has a kind is judged by more than names
         return ""
     several = "map" in test
     where = [test.get("data"), test.get("protocol"), f"{test['n']:,} images" if "n" in test else ""]
@@ -228,6 +235,47 @@ def tested(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
     body += by_class(test.get("classes") or (), several)
     words = "Whether it is right where nobody told it the answer: none of these images was trained on."
     return section("What it gets right, on images it never saw", words, body)
+
+
+def found(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """What test.json says of a detector: `unmask.evaluate.detection.report`, with the protocol and the data."""
+    if test.get("kind") != "detection":
+        return ""
+    where = [test["data"], test["protocol"], f"{test['n']:,} images with {test['objects']:,} objects"]
+    body = f"<p><b>{text(test['sentence'])}</b></p>"
+    body += f'<p class="soft">{text(" · ".join(where))}. Brackets: 95% intervals over images.</p>'
+    shown = [
+        ("average precision at half overlap", test, "ap50"),
+        ("average precision, overlaps 0.5 to 0.95", test, "ap"),
+        ("at an overlap of 0.75", test, "ap75"),
+        ("of masks, at half overlap", test.get("masks") or {}, "ap50"),
+        ("of masks, overlaps 0.5 to 0.95", test.get("masks") or {}, "ap"),
+        ("always finding the same boxes, at half overlap", test["blind"], "ap50"),
+    ]
+    tiles = "".join(
+        f"<div><b>{interval(of, key, f'{key}_low', f'{key}_high')}</b><span>{name}</span></div>"
+        for name, of, key in shown
+        if of.get(key) is not None
+    )
+    body += f'<div class="facts">{tiles}</div>'
+    if "found" in pictures:
+        body += picture(pictures["found"], "Test images with what was found and what is there.")
+        body += "<p>Test images evenly spread over the set, not chosen. Of finds only those with a score of 0.5 or more.</p>"
+    rows = [
+        (one["name"], f"{one['n']:,}", *(spread(one, key) for key in ("ap50", "ap")))
+        for one in sorted(test["classes"], key=lambda one: -1 if one["ap50"] is None else one["ap50"])[:LISTED]
+    ]
+    body += table(("class, the worst first", "objects", "at half overlap", "overlaps 0.5 to 0.95"), rows)
+    words = (
+        "Average precision is 1 where all objects are found, and nothing else is found with a higher score; a find counts if its "
+        "box overlaps the true one by half (intersection over union), or by the share that is said."
+    )
+    return section("What it finds, in images it never saw", words, body)
+
+
+def spread(one: dict[str, Any], key: str) -> str:
+    """A figure of a class with its interval, or that there was nothing to find."""
+    return "none there" if one[key] is None else f"{one[key]:.3f} [{one[f'{key}_low']:.3f}–{one[f'{key}_high']:.3f}]"
 
 
 CONFUSION = (
@@ -522,7 +570,7 @@ def commands(run: Run, settings: dict[str, Any], pictures: dict[str, bytes]) -> 
     looks = [("see where it looks in an image of yours", f"unmask attend {folder} IMAGE --out {attended}")]
     table = shlex.quote(str(run.folder / "predictions.csv"))
     first = ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST")
-    if settings.get("method") in SUPERVISED:
+    if settings.get("method") in (*SUPERVISED, *HEADED):
         first = ("name new images, into a table", f"unmask predict {folder} --data new/images --out {table}")
     lines = [
         first,

@@ -149,6 +149,11 @@ class Annotated:
     remarks: tuple[tuple[str, str], ...] = ()
     """Path and reason of all that was left out, clipped, or may surprise."""
 
+    @property
+    def name(self) -> str:
+        """As typed."""
+        return self.source.name
+
     def __len__(self) -> int:
         return len(self.objects)
 

@@ -72,6 +72,8 @@ def load(run: str | Path) -> tuple[Classifier, dict[str, Any]]:
         raise BadInput(f"{run} holds no classifier: name a run of `unmask finetune` or `unmask distill`")
     encoder, config = interop.load(run)
     facts = interop.read_config(run / "head")
+    if (kind := facts.get("kind", "classifier")) != "classifier":
+        raise BadInput(f"{run} holds a {kind}, not a classifier: `unmask predict` says what it finds")
     try:
         classes, several = tuple(facts["classes"]), facts["several"]
         classifier = Classifier(encoder, classes, facts["width"], several=several, batch_norm=facts["batch_norm"])

@@ -17,7 +17,6 @@ from collections import OrderedDict
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -76,10 +75,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.encoder, self.way, self.channels, self.window = encoder, way, channels, window
         self.strides: tuple[int, ...] = STRIDES
-        if way == "fpn":
-            stages = self.stages(encoder)
-        else:
-            stages = self.quarters(encoder)
+        stages = self.stages(encoder) if way == "fpn" else self.quarters(encoder)
         if way == "simple":
             levels = [resampled(stages[-1], self.stride / stride, MapNorm) for stride in STRIDES]
             self.levels = nn.ModuleList(
@@ -178,24 +174,11 @@ class Pyramid(nn.Module):
         return Offsets(grid, offset_index(patches, grid, class_token=False))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        if self.way == "fpn":
-            maps = self.convolved(cast(Backbone, self.encoder), images)
-        else:
-            maps = self.transformed(images)
+        encoder = self.encoder
+        maps = self.convolved(encoder, images) if isinstance(encoder, Backbone) else self.transformed(images)
         if self.way == "simple":
             return tuple(level(maps[-1]) for level in self.levels)
         if self.way == "subsets":
             maps = [level(x) for level, x in zip(self.levels, maps, strict=True)]
         assert self.fpn is not None
         return tuple(self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps))).values())
-
-
-def usual_way(encoder: Encoder) -> Way:
-    """The pyramid for an encoder unless told: the simple one for ViTs, an FPN for convolutional networks."""
-    return "simple" if isinstance(encoder, ViT) else "fpn"
-
-
-def padded_to(images: Tensor, multiple: int) -> Tensor:
-    """Images (B, C, H, W), normalised, with zeros at the right and the bottom up to a multiple of so many pixels."""
-    height, width = images.shape[2:]
-    return F.pad(images, (0, -width % multiple, 0, -height % multiple))

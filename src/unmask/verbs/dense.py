@@ -16,7 +16,7 @@ from unmask.data.survey import Survey, survey
 from unmask.errors import BadInput
 from unmask.methods.method import Paper
 from unmask.models import Encoder
-from unmask.models.pyramid import Pyramid, Way, usual_way
+from unmask.models.pyramid import Pyramid, Way
 from unmask.models.vit import ViT
 from unmask.training import engine
 from unmask.verbs.choices import (
@@ -122,6 +122,9 @@ def chosen(
     choices["hold"] = Choice(False, "")
     on_cpu = device.type == "cpu"
     choices.settle("map_channels", 128 if on_cpu else 256, "the papers' 256" + ", halved on a CPU" * on_cpu)
+    vit = isinstance(began[0], ViT) if began is not None else "/" in str(choices["encoder"].value)
+    why = "of the last block's tokens alone (ViTDet)" if vit else "on the stages of a convolutional network"
+    choices.settle("pyramid", "simple" if vit else "fpn", why)
     grid = max(size) // patch
     usual_window = WINDOW if grid > 2 * WINDOW else 0
     why = f"{grid} patches a side at most, " + ("more" if usual_window else "not more") + f" than twice {WINDOW}"
@@ -172,8 +175,7 @@ def prepared(
         )
     else:
         encoder = models.adapted(began[0], size, value["drop_path"])
-    way = settings.pyramid or usual_way(encoder)
-    return Pyramid(encoder, way, value["map_channels"], value["window"] or None), preprocess
+    return Pyramid(encoder, value["pyramid"], value["map_channels"], value["window"] or None), preprocess
 
 
 def say(remarks: tuple[tuple[str, str], ...], name: str, most: int = 10) -> None:

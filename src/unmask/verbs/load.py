@@ -11,8 +11,9 @@ from unmask.methods import METHODS
 from unmask.methods.byol import BYOL
 from unmask.methods.mae import MAE, Settings
 from unmask.methods.simclr import SimCLR
-from unmask.models import Encoder, classifier, interop, rebuild
+from unmask.models import Encoder, classifier, detection, interop, rebuild
 from unmask.models.classifier import Classifier
+from unmask.models.detection import Detector
 from unmask.models.dvae import TokenEncoder, Tokenizer
 from unmask.models.vit import ViT
 from unmask.training.run import Run, revive
@@ -48,6 +49,19 @@ def load_classifier(run: str | Path) -> tuple[Classifier, Preprocess]:
     return found, Preprocess.from_dict(config["preprocess"])
 
 
+def kind_of(run: str | Path) -> str:
+    """What stands on the encoder of a run: "classifier", "detector", "segmenter", or "" where nothing does."""
+    head = Path(run) / "head"
+    return interop.read_config(head).get("kind", "classifier") if (head / "config.json").is_file() else ""
+
+
+def load_detector(run: str | Path) -> tuple[Detector, Preprocess]:
+    """The detector of a run of `unmask detect`, in evaluation mode, and what is to be done to images before it sees them.
+    BadInput for anything else."""
+    found, config = detection.load(run)
+    return found, Preprocess.from_dict(config["preprocess"])
+
+
 def load_run(folder: str | Path) -> tuple[Any, Preprocess]:
     """The whole method of a run, decoder and all, as the newest checkpoint has it, in evaluation mode."""
     run = Run(folder)
@@ -66,7 +80,8 @@ def load_projection(path: str | Path) -> nn.Module | None:
     if not (Path(path) / "settings.yaml").is_file():
         return None
     run = Run(path)
-    if not issubclass(METHODS[run.settings["method"]], SimCLR | BYOL) or not run.checkpoints():
+    kind = METHODS.get(run.settings["method"])
+    if kind is None or not issubclass(kind, SimCLR | BYOL) or not run.checkpoints():
         return None
     return load_run(path)[0].projection
 
@@ -95,7 +110,7 @@ def load_mae(path: str | Path, norm_pix: bool | None = None) -> tuple[MAE, Prepr
     """
     if (Path(path) / "settings.yaml").is_file():
         stored = Run(path).settings
-        if METHODS[stored["method"]] is not MAE:
+        if METHODS.get(stored["method"]) is not MAE:
             raise BadInput(f"{path} was trained by another method: only masked autoencoders reconstruct")
         if stored["method_settings"].get("target") == "tokens":
             raise BadInput(f"{path} predicts visual tokens: only masked autoencoders of pixels reconstruct")

@@ -1,4 +1,4 @@
-"""unmask predict RUN: what a classifier says of images, as a table."""
+"""unmask predict RUN: what a classifier says of images, or what a detector finds in them, as a table."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,23 +6,29 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from tyro.conf import Positional
 
+from unmask.data.source import Source
 from unmask.data.sources import open_source
 from unmask.evaluate import metrics, predictions
+from unmask.evaluate.detection import find
 from unmask.evaluate.features import extract
+from unmask.figures import SURE
 from unmask.training import engine
 from unmask.training.engine import console
-from unmask.verbs.load import load_classifier
+from unmask.verbs.detect import table as objects_table
+from unmask.verbs.load import kind_of, load_classifier, load_detector
 from unmask.verbs.train import Unreadable
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Name what is in each image of a source: path, label where it is known, prediction, and the probability of each class."""
+    """Name what is in each image of a source: path, label where it is known, prediction, and the probability of each class. Of a
+    detector's run: a row for each object that is found, with its class, score and box in pixels of the image."""
 
     run: Positional[str]
-    """A run of `unmask finetune` or `unmask distill`."""
+    """A run of `unmask finetune`, `unmask distill` or `unmask detect`."""
     data: str
     """Images: a folder, a table, hf:…, wds:…, digits or photos."""
     out: Path | None = None
@@ -44,15 +50,41 @@ class Predict:
 
 
 def predict(settings: Predict) -> pd.DataFrame:
-    """Write and return the table. BadInput for a run without a classifier."""
-    model, preprocess = load_classifier(settings.run)
+    """Write and return the table. BadInput for a run without a classifier or a detector."""
+    return (detected if kind_of(settings.run) == "detector" else classified)(settings)
+
+
+def begun(settings: Predict) -> tuple[Source, Path, torch.device, str, Unreadable]:
+    """The images, the table's file, what to compute on and in, and who is told of images that cannot be read."""
     source = open_source(settings.data, image=settings.image, label=settings.label, group=settings.group)
     name = "".join(c if c.isalnum() else "-" for c in Path(settings.data).stem or "images")
     out = settings.out or Path(settings.run) / f"predictions-{name}.csv"
     predictions.check(out)
     device = engine.choose_device(settings.device)
     precision, _ = engine.choose_precision(settings.precision, device)
-    left_out = Unreadable([], settings.strict)
+    return source, out, device, precision, Unreadable([], settings.strict)
+
+
+def detected(settings: Predict) -> pd.DataFrame:
+    """What a detector finds."""
+    model, preprocess = load_detector(settings.run)
+    source, out, device, precision, left_out = begun(settings)
+    reading = {"device": device, "precision": precision, "unreadable": left_out, "title": "looking"}
+    found = find(model, source, preprocess, model.encoder.image_size, **reading)
+    table = objects_table(found, source.table, model.classes)
+    predictions.write(out, table)
+    sure = int((table["score"] >= SURE).sum())
+    console.print(
+        f"{len(table):,} objects found in {len(source) - len(left_out.reasons):,} images, {sure:,} with a score of {SURE} or "
+        f"more, into {out}; {len(left_out.reasons)} images left out"
+    )
+    return table
+
+
+def classified(settings: Predict) -> pd.DataFrame:
+    """What a classifier says."""
+    model, preprocess = load_classifier(settings.run)
+    source, out, device, precision, left_out = begun(settings)
     logits, index = extract(
         model,
         source,
