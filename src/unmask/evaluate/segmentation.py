@@ -322,11 +322,13 @@ def report(
     classes: Sequence[str],
     usual: int,
     *,
+    void: Sequence[int] = (),
     groups: Any = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All that a test tells, for JSON. counted: `sums` (N, 3, K) of each image; confusion: the sum of their tallies, (K, K).
+    """All that a test tells, for JSON. counted: `sums` (N, 3, K) of each image; confusion: the sum of their tallies, (K, K);
+    void: numbers that are no classes, though they have a name.
 
     - "miou": mean over the classes of intersection over union, of all images' pixels together (not a mean over images);
       "accuracy": share of the pixels that are right; "mean_accuracy": mean over the classes of the share of their pixels that is
@@ -364,6 +366,7 @@ def report(
             "said": int(whole[2, k]),
         }
         for k, name in enumerate(classes)
+        if k not in void
     ]
     found["absent"] = [one["name"] for one in found["classes"] if not one["pixels"]]
     found["confusion"] = confusion.tolist()

@@ -14,9 +14,11 @@ from typing import Any, Literal, TypeVar
 import torch
 from rich.table import Table
 
+from unmask.data.annotations import Annotated
 from unmask.data.augment import View
 from unmask.data.decode import Preprocess, measure
-from unmask.data.loader import Loader
+from unmask.data.loader import Loader, Maps
+from unmask.data.masks import Masked
 from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
@@ -192,6 +194,7 @@ def train(
     unreadable: list[tuple[str, str]],
     device: torch.device,
     targets: torch.Tensor | None = None,
+    maps: Maps | None = None,
     probe: Callable | None = None,
     watch: torch.Tensor | None = None,
     shard: bool = False,
@@ -200,7 +203,7 @@ def train(
 ) -> Outcome:
     """Train on all of `source` as was chosen, in the run that settings.out names, begun or gone on with.
 
-    targets: classes of the images, see `Loader`. unreadable: paths and reasons that are known already. facts: what
+    targets, maps: classes of the images, or of their pixels, see `Loader`. unreadable: paths and reasons that are known already. facts: what
     settings.yaml is to say beside what it always says. said: what the announcement ends with.
     """
     value = {key: choice.value for key, choice in choices.items()}
@@ -216,6 +219,7 @@ def train(
         unreadable=missed,
         hold=value["hold"],
         targets=targets,
+        maps=maps,
         part=distributed.rank(),
         parts=distributed.world(),
     )
@@ -343,7 +347,7 @@ def resumed(stored: dict[str, Any], method: str, given: Told, own: Any) -> tuple
     return dataclasses.replace(settings, **free), theirs
 
 
-def same_data(stored: dict[str, Any] | None, source: Source, out: Path | None) -> None:
+def same_data(stored: dict[str, Any] | None, source: Source | Annotated | Masked, out: Path | None) -> None:
     """Raise BadInput unless a run that is gone on with, of which settings.yaml says `stored`, began with these images."""
     if stored and (began := stored["data"])["fingerprint"] != source.fingerprint():
         raise BadInput(
