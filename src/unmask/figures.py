@@ -245,10 +245,11 @@ def segments(rows: Sequence[tuple[Tensor, Tensor, Tensor, str]], classes: Sequen
     colours = np.full((256, 3), 255, dtype=np.uint8)
     colours[: len(classes)] = palette(len(classes))
     heights = [image.shape[1] / image.shape[2] for image, *_ in rows]
-    pixels = sum(np.bincount(maps.numpy().ravel(), minlength=256) for _, *both, _ in rows for maps in both)
-    listed = sorted(np.argsort(-np.asarray(pixels[: len(classes)]), kind="stable")[: len(CLASSES)])
-    shown = [k for k in listed if np.asarray(pixels)[k]]
-    figure = Figure(figsize=(10.4, 3.1 * sum(heights) + 0.9 + 0.3 * -(-len(shown) // 6)), layout="constrained")
+    everything = torch.cat([maps.flatten() for _, truth, said, _ in rows for maps in (truth, said)])
+    pixels = everything.bincount(minlength=256).numpy()
+    listed = sorted(np.argsort(-pixels[: len(classes)], kind="stable")[: len(CLASSES)].tolist())
+    shown = [k for k in listed if pixels[k]]
+    figure = Figure(figsize=(10.4, 3.25 * sum(heights) + 0.9 + 0.3 * -(-len(shown) // 6)), layout="constrained")
     grid = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
     for line, (image, truth, said, words) in zip(grid, rows, strict=True):
         pictures = displayable(image), colours[truth.numpy()], colours[said.numpy()]
@@ -262,7 +263,7 @@ def segments(rows: Sequence[tuple[Tensor, Tensor, Tensor, str]], classes: Sequen
         axes.set_title(heading, fontsize=13, color=INK)
     keys = [Rectangle((0, 0), 1, 1, facecolor=colours[k] / 255, edgecolor="#888888", linewidth=0.6) for k in shown]
     names = [shortened(classes[k], 22) for k in shown]
-    if np.asarray(pixels)[len(classes) :].any():
+    if pixels[len(classes) :].any():
         keys.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="#888888", linewidth=0.6))
         names.append("void: not judged")
     figure.legend(keys, names, loc="outside lower center", ncols=min(6, len(keys)), frameon=False, fontsize=11.5)

@@ -316,7 +316,7 @@ def segmented(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
     if len(test["classes"]) > LISTED:
         body += f'<p class="soft">and {len(test["classes"]) - LISTED:,} more, in test.json</p>'
     if "mistaken" in pictures:
-        words = "A row for each class, its pixels in brackets; a column for what they were called. Blue is right, vermilion is not."
+        words = "A row for each class, its pixels in brackets; a column for what they were called. Blue is right, vermilion not."
         body += f"<h3>What is taken for what</h3><p>{words}</p>"
         body += picture(pictures["mistaken"], "Pixels of each class under each name they were given.", "46rem")
     words = (

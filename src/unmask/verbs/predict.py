@@ -1,4 +1,4 @@
-"""unmask predict RUN: what a classifier says of images, what a detector finds in them, or what a segmenter says of their pixels."""
+"""unmask predict RUN: what a classifier says of images, what a detector finds in them, what a segmenter says of their pixels."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ class Predict:
     data: str
     """Images: a folder, a table, hf:…, wds:…, digits or photos."""
     out: Path | None = None
-    """The table (.csv or .parquet); of a segmenter a folder, to be created. Default: predictions-NAME.csv, or labelled-NAME, in the
-    run, after the name of the images."""
+    """The table (.csv or .parquet); of a segmenter a folder, to be created. Default: predictions-NAME.csv, or labelled-NAME, in
+    the run, after the name of the images."""
     image: str = "image"
     """Column of tables with the images."""
     label: str = "label"

@@ -52,9 +52,9 @@ LEAST = 32
 
 @dataclass(frozen=True)
 class Segment(Dense):
-    """Learn the class of every pixel: UPerNet on an encoder that was trained before, or on a new one; or a linear layer that tests
-    what an encoder knows. --data and --test: a folder of images, whose masks lie beside it or in --masks, or a table with the
-    columns `image` and `mask`. A mask is a PNG of the image's size whose values are class numbers."""
+    """Learn the class of every pixel: UPerNet on an encoder that was trained before, or on a new one; or a linear layer that
+    tests what an encoder knows. --data and --test: a folder of images, whose masks lie beside it or in --masks, or a table with
+    the columns `image` and `mask`. A mask is a PNG of the image's size whose values are class numbers."""
 
     masks: str | None = None
     """Folder of the masks of --data, each of the name and subfolder of its image. Default: where a folder in the path is called

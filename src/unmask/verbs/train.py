@@ -203,8 +203,8 @@ def train(
 ) -> Outcome:
     """Train on all of `source` as was chosen, in the run that settings.out names, begun or gone on with.
 
-    targets, maps: classes of the images, or of their pixels, see `Loader`. unreadable: paths and reasons that are known already. facts: what
-    settings.yaml is to say beside what it always says. said: what the announcement ends with.
+    targets, maps: classes of the images, or of their pixels, see `Loader`. unreadable: paths and reasons that are known already.
+    facts: what settings.yaml is to say beside what it always says. said: what the announcement ends with.
     """
     value = {key: choice.value for key, choice in choices.items()}
     missed = Unreadable(unreadable, settings.strict)
