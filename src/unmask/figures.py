@@ -248,7 +248,7 @@ def segments(rows: Sequence[tuple[Tensor, Tensor, Tensor, str]], classes: Sequen
     everything = torch.cat([maps.flatten() for _, truth, said, _ in rows for maps in (truth, said)])
     pixels = everything.bincount(minlength=256).numpy()
     listed = sorted(np.argsort(-pixels[: len(classes)], kind="stable")[: len(CLASSES)].tolist())
-    shown = [k for k in listed if pixels[k]]
+    shown = [int(k) for k in listed if pixels[k]]
     figure = Figure(figsize=(10.4, 3.25 * sum(heights) + 0.9 + 0.3 * -(-len(shown) // 6)), layout="constrained")
     grid = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
     for line, (image, truth, said, words) in zip(grid, rows, strict=True):
