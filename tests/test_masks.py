@@ -1,6 +1,8 @@
 """Label maps are found, read as they are stored, counted, and refused in one line where they are none."""
 
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +52,8 @@ def test_classes_and_counts(tmp_path):
 def test_masks_are_found(tmp_path, where):
     pair(tmp_path, "x/a")
     pair(tmp_path, "y/a", np.ones((3, 3), dtype=np.uint8))
-    if where == "named":
-        opened = open_masks(tmp_path / "images", masks=tmp_path / "masks")
-    else:
-        opened = open_masks(tmp_path / where)
+    options = {"masks": tmp_path / "masks"} if where == "named" else {}
+    opened = open_masks(tmp_path / ("images" if options else where), **options)
     assert len(opened) == (1 if where == "images/x" else 2)
     assert opened.masks(0).shape == (2, 4)
     assert opened.source.classes == () and "label" not in opened.source.table
@@ -86,8 +86,7 @@ def test_values_are_taken_as_they_are_stored(tmp_path, bits, palette):
     if bits == 16:
         Image.fromarray(pixels.astype(np.uint16)).save(file)
     elif palette:
-        image = Image.fromarray(pixels.astype(np.uint8)).convert("P")
-        image = Image.fromarray(pixels.astype(np.uint8), "P")
+        image = Image.frombytes("P", (4, 3), pixels.astype(np.uint8).tobytes())
         image.putpalette([200, 10, 10] * 16)
         image.save(file, bits=bits)
     else:
@@ -98,8 +97,6 @@ def test_values_are_taken_as_they_are_stored(tmp_path, bits, palette):
 
 def write_grey(path: Path, pixels: np.ndarray, bits: int) -> None:
     """A grey PNG of so many bits a pixel, which Pillow does not write."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -118,7 +115,7 @@ def test_table(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
     opened = open_masks(tmp_path / "t.csv", mask="annotation")
     assert [opened.masks(i).shape for i in range(2)] == [(2, 3), (2, 4)]
-    assert opened.tallies.tolist() == [[2, 3, 2], [2, 3, 2]]
+    assert opened.tallies.tolist() == [[1, 3, 2], [2, 3, 2]]
     assert opened.remarks == (("images/a.jpg", 'no path in column "annotation"; left out'),)
     assert opened.subset([1]).masks(0).shape == (2, 4) and opened.subset([1]).counts.tolist() == [2, 3, 2]
     assert 'no column "mask"' in refused(tmp_path / "t.csv")

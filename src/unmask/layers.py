@@ -284,6 +284,9 @@ class Block(nn.Module):
     left out in training, and the norm before the MLP stays: x = norm(x + attention(norm(x))), then x + MLP(x).
     """
 
+    scale1: nn.Parameter | None
+    scale2: nn.Parameter | None
+
     def __init__(
         self,
         dim: int,
@@ -312,10 +315,9 @@ class Block(nn.Module):
         """x: (B, N, D). With `queries`, only the tokens there come out: (B, Q, D). With `windows` each patch attends to those of
         its own window, whose `offsets` are then to be given; there is no class token then."""
         seen = self.norm1(to_compute_dtype(x))
-        if windows is None:
-            attended = self.attention(seen, queries, offsets)
-        else:
-            attended = windows.join(self.attention(windows.cut(seen), None, offsets))
+        attended = self.attention(seen if windows is None else windows.cut(seen), queries, offsets)
+        if windows is not None:
+            attended = windows.join(attended)
         if queries is not None:
             x = x[:, queries]
         x = x + self.drop_path(attended if self.scale1 is None else attended * self.scale1)

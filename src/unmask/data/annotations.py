@@ -275,19 +275,19 @@ def _annotated(name: str, found: list[Found], classes: tuple[str, ...], remarks:
             return str(error)
 
     kept, objects = [], []
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        sizes = track(pool.map(measured, range(len(found))), "reading annotations", len(found), transient=True)
-        for i, (image, size) in enumerate(zip(found, sizes, strict=True)):
-            if isinstance(size, str):
-                remarks.left_out(image.name, f"cannot be read ({size})")
-            elif image.size is not None and image.size != size:
-                remarks.left_out(image.name, _other_size(image, size))
-            else:
-                kept.append(i)
-                objects.append(_checked(image, size, remarks))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        # all of it, before anything is raised: a bar that is left half-way may lock the next one
+        sizes = list(
+            track(pool.map(measured, range(len(found))), "reading images' headers", len(found), transient=True)
+        )
+    for i, (image, size) in enumerate(zip(found, sizes, strict=True)):
+        if isinstance(size, str):
+            remarks.left_out(image.name, f"cannot be read ({size})")
+        elif image.size is not None and image.size != size:
+            remarks.left_out(image.name, _other_size(image, size))
+        else:
+            kept.append(i)
+            objects.append(_checked(image, size, remarks))
     if not kept:
         raise BadInput(f"{name}: none of {len(found):,} images can be used ({': '.join(remarks.said[-1])})")
     total = sum(map(len, objects))
@@ -414,7 +414,7 @@ def _runs(given: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _decompressed(data: bytes) -> list[int]:
-    """The runs that COCO's string holds: five bits a character, the sixth says that there are more, and from the third run
+    """The runs that COCO's string holds: five bits a character, the sixth says that there are more, and from the fourth run
     on the difference to the run before the last (rleFrString of its API)."""
     runs: list[int] = []
     value = shift = 0

@@ -122,7 +122,7 @@ class Loader:
     @cached_property
     def held(self) -> "Held":
         """Every image, read once, with a progress bar. BadInput if they are not of one size, or none can be read."""
-        images, found = [], []
+        images, found, mixed = [], [], False
         keys = self._ordered()
         reader = Reader(self.source, self.preprocess, self.views[0].size[1] / self.views[0].size[0])
         for batch, indices, failures in track(self._workers(reader, keys), "reading images", len(keys)):
@@ -131,9 +131,12 @@ class Loader:
             if not indices:
                 continue
             if batch is None or (images and images[0][0].shape != batch[0].shape):
-                raise BadInput(f"{self.source.name}: images of several sizes cannot be held together: leave --hold out")
+                mixed = True  # an error raised here would keep the bar, and with it a lock
+                break
             images.append(batch.clone())  # what comes from a worker keeps a file open
             found += indices
+        if mixed:
+            raise BadInput(f"{self.source.name}: images of several sizes cannot be held together: leave --hold out")
         if not found:
             raise BadInput(f"{self.source.name}: no image can be read")
         index = torch.tensor(found)

@@ -180,10 +180,11 @@ def _checked(
 ) -> Masked:
     """Read every mask: which can be used, and how many pixels each class has."""
     number = 255 if names is None else len(names)
+    names_of = source.table["path"].tolist()
     everything = Masks(tuple(x or "" for x in paths), ignore, number)
 
     def read(i: int) -> np.ndarray | str:
-        """Pixels of each class in image i, or why it is left out."""
+        """Pixels of each class in an image, or why it is left out."""
         if paths[i] is None:
             return sought
         try:
@@ -197,24 +198,23 @@ def _checked(
         tally = np.bincount(found.numpy().ravel(), minlength=256)[:number]
         return tally if tally.any() else f"its mask {paths[i]} is void everywhere"
 
-    kept, tallies, remarks = [], [], []
+    def told(i: int) -> np.ndarray | str:
+        tally = read(i)
+        if strict and isinstance(tally, str):
+            raise BadInput(f"{names_of[i]}: {tally}")
+        return tally
+
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        for i, tally in enumerate(
-            track(pool.map(read, range(len(source))), "reading masks", len(source), transient=True)
-        ):
-            if isinstance(tally, str):
-                if strict:
-                    raise BadInput(f"{source.table['path'].iat[i]}: {tally}")
-                remarks.append((source.table["path"].iat[i], f"{tally}; left out"))
-            else:
-                kept.append(i)
-                tallies.append(tally)
+        # nothing is raised outside of the bar: one that is left half-way may lock the next one
+        tallies = list(track(pool.map(told, range(len(source))), "reading masks", len(source), transient=True))
     finally:
         pool.shutdown(cancel_futures=True)  # the first wrong mask ends it all
+    kept = [i for i, tally in enumerate(tallies) if not isinstance(tally, str)]
+    remarks = [(names_of[i], f"{tally}; left out") for i, tally in enumerate(tallies) if isinstance(tally, str)]
     if not kept:
         raise BadInput(f"{source.name}: none of {len(source):,} images can be used ({': '.join(remarks[-1])})")
-    counted = np.stack(tallies).astype(np.int64)
+    counted = np.stack([tally for tally in tallies if not isinstance(tally, str)]).astype(np.int64)
     seen = np.flatnonzero(counted.sum(0)).tolist()
     number = seen[-1] + 1 if names is None else number
     if names is None:

@@ -333,7 +333,7 @@ def evaluate(found: Sequence[Found | None], annotated: Annotated, masks: bool) -
             zip(objects.boxes.tolist(), objects.classes, objects.crowd, strict=True)
         ):
             row = row_of(i, box, int(number), len(truths) + 1) | {"iscrowd": int(crowd)}
-            if masks:
+            if objects.masks:  # large or small is what COCO says of its masks, also where boxes are judged
                 row |= {"segmentation": (runs := encoded(objects, j)), "area": area_of(runs)}
             truths.append(row)
         if (each := found[i]) is None:

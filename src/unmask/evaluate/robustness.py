@@ -143,7 +143,7 @@ class Corruptor:
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor] | tuple[str, str]:
         """The image (C, H, W) and its corruptions (V, C, H, W), same dtype; or the path and the reason why not."""
-        views, _, _, failures = self.renderer[Key(0, np.array([i]))]
+        views, *_, failures = self.renderer[Key(0, np.array([i]))]
         if failures:
             return failures[0]
         image, number = views[0][0], int(self.renderer.source.rows[i])

@@ -78,8 +78,6 @@ def chosen(
             raise BadInput(f"--{name}: what is annotated is annotated on whole images: leave it out")
     if settings.hold:
         raise BadInput("--hold: annotated images are cropped one by one: leave it out")
-    if settings.run is not None and settings.encoder is not None:
-        raise BadInput(f"--encoder {settings.encoder} is for training from scratch: leave it out, or {settings.run}")
     usual = usual_size(seen, SIDE.get(device.type, 640), multiple)
     reason = f"the pictures are {seen.sizes['height'][1]} x {seen.sizes['width'][1]} pixels (median); "
     reason += f"on a {'GPU' if device.type == 'cuda' else 'CPU'} a shorter side of at most {SIDE.get(device.type, 640)}"
@@ -148,6 +146,8 @@ def usual_size(seen: Survey, side: int, multiple: int) -> str:
 
 def begun(settings: Dense) -> tuple[Encoder, Preprocess] | None:
     """The encoder to go on from, where there is one."""
+    if settings.run is not None and settings.encoder is not None:
+        raise BadInput(f"--encoder {settings.encoder} is for training from scratch: leave it out, or {settings.run}")
     return load(settings.run) if settings.run is not None else None
 
 

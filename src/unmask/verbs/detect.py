@@ -14,7 +14,7 @@ from unmask import figures
 from unmask.data.annotations import Annotated, open_annotations
 from unmask.data.decode import Preprocess
 from unmask.errors import BadInput
-from unmask.evaluate import predictions
+from unmask.evaluate import predictions, splits
 from unmask.evaluate.detection import LAYER_DECAY, PAPERS, Detection, Found, Settings, blind, find, report, usual_anchor
 from unmask.methods.method import Paper
 from unmask.models import Encoder
@@ -96,16 +96,17 @@ def detect(settings: Detect, own: Settings) -> dict[str, Any]:
 
 
 def parted(whole: Annotated, settings: Detect) -> tuple[Annotated, Annotated, str]:
-    """Images to learn from, images to be judged on, and how they were told apart: a test set, or a fifth at random."""
+    """Images to learn from, images to be judged on, and how they were told apart: a test set, or a fifth, with the rarest classes
+    in proportion."""
     if settings.test is not None:
         test = open_annotations(settings.test, settings.images, classes=whole.classes, strict=settings.strict)
         dense.say(test.remarks, test.name)
         return whole, test, "test set"
     if len(whole) < 2:
         raise BadInput(f"{whole.name}: one image alone cannot be learnt from and judged on: name others by --test")
-    order = np.random.default_rng(settings.seed).permutation(len(whole))
-    held = max(1, len(whole) // 5)
-    return whole.subset(np.sort(order[held:])), whole.subset(np.sort(order[:held])), "held-out fifth by image"
+    there = np.array([np.bincount(objects.classes, minlength=len(whole.classes)) > 0 for objects in whole.objects])
+    learnt, held = splits.held_out(there.astype(np.int64), None, seed=settings.seed)
+    return whole.subset(learnt), whole.subset(held), "held-out fifth by image"
 
 
 def chosen(

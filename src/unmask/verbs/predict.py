@@ -85,7 +85,7 @@ def detected(settings: Predict) -> pd.DataFrame:
     found = find(model, source, preprocess, model.encoder.image_size, **reading)
     table = objects_table(found, source.table, model.classes)
     predictions.write(out, table)
-    sure = int((table["score"] >= SURE).sum())
+    sure = sum(score >= SURE for score in table["score"])
     console.print(
         f"{len(table):,} objects found in {len(source) - len(left_out.reasons):,} images, {sure:,} with a score of {SURE} or "
         f"more, into {out}; {len(left_out.reasons)} images left out"

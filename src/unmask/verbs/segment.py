@@ -154,8 +154,6 @@ def chosen(
     """Every setting with its reason, and the recipe's paper."""
     linear = own.head == "linear"
     if linear:
-        if began is None:
-            raise BadInput("--head linear: what was never trained must learn whole; name a run, or leave it out")
         for name in ("pyramid", "map_channels", "window"):
             if getattr(settings, name) is not None:
                 raise BadInput(
@@ -181,8 +179,11 @@ def chosen(
             f"{2 * parts} or more"
         )
     tuned = not linear and began is not None and isinstance(began[0], ViT)
+    why_linear = "the encoder stays as it is: a test of what it knows"
+    if began is None:
+        why_linear = "the encoder stays as it begins, untrained: what a trained one is set beside"
     usual = {
-        "head": (own.head, "the encoder stays as it is: a test of what it knows" if linear else ""),
+        "head": (own.head, why_linear if linear else ""),
         "jitter": (0.0, "") if linear else (1.0, "mmsegmentation's"),
         "layer_decay": (LAYER_DECAY, "BEiT's and MAE's") if tuned else (1.0, ""),
     }

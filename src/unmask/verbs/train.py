@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from rich.table import Table
 
-from unmask.data.annotations import Annotated
 from unmask.data.augment import View
 from unmask.data.decode import Preprocess, measure
 from unmask.data.loader import Loader, Maps
-from unmask.data.masks import Masked
 from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
@@ -347,7 +345,16 @@ def resumed(stored: dict[str, Any], method: str, given: Told, own: Any) -> tuple
     return dataclasses.replace(settings, **free), theirs
 
 
-def same_data(stored: dict[str, Any] | None, source: Source | Annotated | Masked, out: Path | None) -> None:
+class Images(Protocol):
+    """Images to learn from, with or without what is known of them."""
+
+    @property
+    def name(self) -> str: ...
+    def __len__(self) -> int: ...
+    def fingerprint(self) -> str: ...
+
+
+def same_data(stored: dict[str, Any] | None, source: Images, out: Path | None) -> None:
     """Raise BadInput unless a run that is gone on with, of which settings.yaml says `stored`, began with these images."""
     if stored and (began := stored["data"])["fingerprint"] != source.fingerprint():
         raise BadInput(
