@@ -31,7 +31,7 @@ __all__ = [
     "pack",
     "plan",
 ]
-__all__ += ["predict", "pretrain", "probe", "reconstruct", "robustness"]
+__all__ += ["predict", "pretrain", "probe", "reconstruct", "robustness", "segment"]
 __version__ = version("unmask")
 
 
@@ -76,6 +76,19 @@ def detect(
     return learn(Detect(**given, **general), own)
 
 
+def segment(
+    run: str | Path | None = None, *, data: str | Path | None = None, out: str | Path, **settings: Any
+) -> dict[str, Any]:
+    """Learn the class of every pixel, on from an encoder or (encoder="vit-tiny/16") from scratch, as `unmask segment` does.
+    Returns what RUN/result.json says."""
+    from unmask.verbs.segment import Own, Segment
+    from unmask.verbs.segment import segment as learn
+
+    general, own = _told("segment", (Segment, Own), settings)
+    given = {"run": None if run is None else str(run), "data": None if data is None else str(data), "out": Path(out)}
+    return learn(Segment(**given, **general), own)
+
+
 def distill(teacher: str | Path, *, data: str | Path | None = None, out: str | Path, **settings: Any) -> dict[str, Any]:
     """Teach a student what a classifier says of images, as `unmask distill` does. Returns what RUN/result.json says."""
     from unmask.verbs.distill import Distill, Own
@@ -98,7 +111,7 @@ def _told(command: str, kinds: tuple[Any, Any], settings: dict[str, Any]) -> tup
     if "image_size" in general:
         size = general["image_size"]
         general["image_size"] = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
-    for name in ("test", "probe", "student", "images"):
+    for name in ("test", "probe", "student", "images", "masks", "test_masks", "classes"):
         if isinstance(general.get(name), Path):
             general[name] = str(general[name])
     return general, kinds[1](**own)

@@ -33,6 +33,12 @@ VERBS = {
         "detect",
         "learn to find objects from boxes or masks, and be judged by average precision",
     ),
+    "segment": (
+        "segment",
+        "Segment",
+        "segment",
+        "learn the class of every pixel from label maps, and be judged by mIoU",
+    ),
     "distill": ("distill", "Distill", "distill", "teach a student what a classifier says of images without labels"),
     "predict": ("predict", "Predict", "predict", "name what is in new images: a table with probabilities"),
     "pack": (

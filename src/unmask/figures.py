@@ -28,6 +28,13 @@ from unmask.layers import patchify, unpatchify
 # Okabe & Ito's colours, told apart by colour-blind eyes too
 BLUE, VERMILION = "#0072B2", "#D55E00"
 SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CLASSES = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#333333"),
+    *("#9933FF", "#CCFFB3", "#663300", "#4D0066", "#00FFE6", "#4D33B3", "#9980FF", "#99B366"),
+    *("#000000", "#993366", "#CC0033", "#80E666", "#331A00", "#E6B3B3", "#803380", "#1A0080"),
+)
+"""Of the classes of pixels: theirs, a dark grey, then each as far as can be from all before it, to eyes of all kinds (nearest
+distance in CIELAB as trichromats, protanopes, deuteranopes and tritanopes see it, after Machado et al. 2009)."""
 INK, GREY, FAINT = "#222222", "#666666", "#DDDDDD"
 DPI = 160
 HEAT = colormaps["inferno"]
@@ -48,6 +55,7 @@ PANELS = (
     ("perplexity", "tokens in use, as if evenly", "below 2 is collapse"),
     ("token_kl", "what a token may say, nats", "below 0.1 is collapse"),
     ("test_accuracy", "right on images it does not learn from", "nothing is chosen by it"),
+    ("test_miou", "mIoU on images it does not learn from", "nothing is chosen by it"),
     ("knn", "k-NN accuracy while training", "higher is better"),
     ("lr", "learning rate", "warm-up, then cosine"),
     ("grad_norm", "norm of the gradient", "jumps are a warning"),
@@ -223,6 +231,43 @@ def outline(box: Sequence[float], colour: str, width: float, style: Any, alpha: 
         linestyle=style,
         alpha=alpha,
     )
+
+
+def palette(count: int) -> NDArray[np.uint8]:
+    """A colour for each of so many classes, (count, 3); those beyond 24 begin anew."""
+    colours = [to_rgb(CLASSES[k % len(CLASSES)]) for k in range(count)]
+    return (255 * np.array(colours).reshape(-1, 3)).round().astype(np.uint8)
+
+
+def segments(rows: Sequence[tuple[Tensor, Tensor, Tensor, str]], classes: Sequence[str]) -> bytes:
+    """Images (C, H, W), the classes of their pixels in truth and as they were predicted, (H, W) uint8, and a word on each: an
+    image a row. Numbers that are no class are void, and white."""
+    colours = np.full((256, 3), 255, dtype=np.uint8)
+    colours[: len(classes)] = palette(len(classes))
+    heights = [image.shape[1] / image.shape[2] for image, *_ in rows]
+    everything = torch.cat([maps.flatten() for _, truth, said, _ in rows for maps in (truth, said)])
+    pixels = everything.bincount(minlength=256).numpy()
+    listed = sorted(np.argsort(-pixels[: len(classes)], kind="stable")[: len(CLASSES)].tolist())
+    shown = [int(k) for k in listed if pixels[k]]
+    figure = Figure(figsize=(10.4, 3.25 * sum(heights) + 0.9 + 0.3 * -(-len(shown) // 6)), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for line, (image, truth, said, words) in zip(grid, rows, strict=True):
+        pictures = displayable(image), colours[truth.numpy()], colours[said.numpy()]
+        for axes, shot in zip(line, pictures, strict=True):
+            axes.imshow(shot, interpolation="antialiased" if shot is pictures[0] else "nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_color("#BBBBBB")
+        line[0].set_ylabel(words, fontsize=11.5, color=INK)
+    for axes, heading in zip(grid[0], ("image", "truth", "prediction"), strict=True):
+        axes.set_title(heading, fontsize=13, color=INK)
+    keys = [Rectangle((0, 0), 1, 1, facecolor=colours[k] / 255, edgecolor="#888888", linewidth=0.6) for k in shown]
+    names = [shortened(classes[k], 22) for k in shown]
+    if pixels[len(classes) :].any():
+        keys.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="#888888", linewidth=0.6))
+        names.append("void: not judged")
+    figure.legend(keys, names, loc="outside lower center", ncols=min(6, len(keys)), frameon=False, fontsize=11.5)
+    return png(figure)
 
 
 # Curves

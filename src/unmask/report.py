@@ -112,8 +112,9 @@ def write(run: Run, pictures: dict[str, bytes]) -> Path:
     """Write RUN/report.html, whole or not at all, and return its path.
 
     pictures: PNG bytes under the names "reconstruction", "attention", "pooling", "positions" and "filters", for a classifier
-    "confusion", "reliability", "recalls" and "robustness", for a detector "found", each optional. The loss, the curves, the
-    probes and the test are drawn from the run's own files; what is missing there is absent from the page.
+    "confusion", "reliability", "recalls" and "robustness", for a detector "found", for a segmenter "segments" and "mistaken",
+    each optional. The loss, the curves, the probes and the test are drawn from the run's own files; what is missing there is
+    absent from the page.
     """
     path = run.folder / "report.html"
     write_whole(path, page(run, pictures))
@@ -129,6 +130,7 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         facts(result),
         tested(run.read("test.json"), pictures),
         found(run.read("test.json"), pictures),
+        segmented(run.read("test.json"), pictures),
         loss(history, settings.get("method") in (*SUPERVISED, *HEADED)),
         reconstruction(pictures),
         attention(pictures),
@@ -271,6 +273,57 @@ def found(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
         "box overlaps the true one by half (intersection over union), or by the share that is said."
     )
     return section("What it finds, in images it never saw", words, body)
+
+
+def segmented(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """What test.json says of a segmenter: `unmask.evaluate.segmentation.report`, with the protocol and the data."""
+    if test.get("kind") != "segmentation":
+        return ""
+    where = [test["data"], test["protocol"], f"{test['n']:,} images"]
+    body = f"<p><b>{text(test['sentence'])}</b></p>"
+    body += f'<p class="soft">{text(" · ".join(where))}. Brackets: 95% intervals over {test["resampled"]}.</p>'
+    shown = [
+        ("mIoU: mean over the classes", test, "miou"),
+        ("pixels that are right", test, "accuracy"),
+        ("of each class on average", test, "mean_accuracy"),
+        (f"mIoU of always naming {test['majority']['name']}", test["majority"], "miou"),
+        ("pixels right so", test["majority"], "accuracy"),
+    ]
+    tiles = "".join(
+        f"<div><b>{interval(of, key, f'{key}_low', f'{key}_high')}</b><span>{text(name)}</span></div>"
+        for name, of, key in shown
+    )
+    body += f'<div class="facts">{tiles}</div>'
+    if "segments" in pictures:
+        body += picture(pictures["segments"], "Test images, what they are and what is said of them.", "54rem")
+        body += (
+            "<p>Test images evenly spread from the worst to the best, by their own mIoU over the classes they have.</p>"
+        )
+    total = max(1, test["pixels"])
+    rows = [
+        (
+            one["name"],
+            f"{one['pixels'] / total:.2%}",
+            f"{one['images']:,}",
+            "none there" if one["iou"] is None else f"{one['iou']:.3f} [{one['low']:.3f}–{one['high']:.3f}]",
+            share(one["recall"]),
+            share(one["precision"]) if one["said"] else "never named",
+        )
+        for one in sorted(test["classes"], key=lambda one: math.inf if one["iou"] is None else one["iou"])[:LISTED]
+    ]
+    heads = ("class, the worst first", "of all pixels", "images", "IoU", "found", "right where named")
+    body += table(heads, rows)
+    if len(test["classes"]) > LISTED:
+        body += f'<p class="soft">and {len(test["classes"]) - LISTED:,} more, in test.json</p>'
+    if "mistaken" in pictures:
+        words = "A row for each class, its pixels in brackets; a column for what they were called. Blue is right, vermilion not."
+        body += f"<h3>What is taken for what</h3><p>{words}</p>"
+        body += picture(pictures["mistaken"], "Pixels of each class under each name they were given.", "46rem")
+    words = (
+        "IoU, intersection over union, of a class: of the pixels that are of it or were called so, the share that is both. It is "
+        "reckoned over the pixels of all images together, so a small class counts as much as a large one in the mean."
+    )
+    return section("What it says of every pixel, in images it never saw", words, body)
 
 
 def spread(one: dict[str, Any], key: str) -> str:
@@ -570,7 +623,13 @@ def commands(run: Run, settings: dict[str, Any], pictures: dict[str, bytes]) -> 
     looks = [("see where it looks in an image of yours", f"unmask attend {folder} IMAGE --out {attended}")]
     table = shlex.quote(str(run.folder / "predictions.csv"))
     first = ("judge it on images with labels", f"unmask probe {folder} --data {data} --test TEST")
-    if settings.get("method") in (*SUPERVISED, *HEADED):
+    if settings.get("method") == "segment":
+        named = shlex.quote(str(run.folder / "labelled"))
+        first = (
+            "name the pixels of new images, into label maps",
+            f"unmask predict {folder} --data new/images --out {named}",
+        )
+    elif settings.get("method") in (*SUPERVISED, *HEADED):
         first = ("name new images, into a table", f"unmask predict {folder} --data new/images --out {table}")
     lines = [
         first,

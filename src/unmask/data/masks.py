@@ -90,6 +90,11 @@ class Masked:
     remarks: tuple[tuple[str, str], ...] = ()
     """Path and reason of all that was left out."""
 
+    @property
+    def name(self) -> str:
+        """As typed."""
+        return self.source.name
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -117,6 +122,7 @@ def open_masks(
     ignore: Sequence[int] = (),
     image: str = "image",
     mask: str = "mask",
+    group: str = "group",
     strict: bool = False,
 ) -> Masked:
     """Find images and their masks, and read all masks once, with a progress bar.
@@ -132,6 +138,7 @@ def open_masks(
         ignore: class numbers that are void, as 255 always is.
         image: the column of a table with the path of the image, relative to the table.
         mask: the same of the mask.
+        group: the column of a table with what must not be on both sides of a split.
         strict: raise what would be left out: an image without a mask, with one of another size, or with one that is damaged or
             void everywhere.
 
@@ -144,7 +151,7 @@ def open_masks(
     if path.suffix.lower() in TABLES and path.is_file():
         if masks is not None:
             raise BadInput(f'{name}: a table has a column of masks ("{mask}"); leave --masks out')
-        source, paths, beside = *_columns(path, image, mask), [path.parent]
+        source, paths, beside = *_columns(path, image, mask, group), [path.parent]
         sought = f'no path in column "{mask}"'
     elif path.is_dir():
         images, folder = _folders(path, masks)
@@ -266,9 +273,9 @@ def _by_stem(folder: Path) -> tuple[dict[str, str], bool]:
     return found, lossy
 
 
-def _columns(path: Path, image: str, mask: str) -> tuple[Source, list[str | None]]:
+def _columns(path: Path, image: str, mask: str, group: str) -> tuple[Source, list[str | None]]:
     """The images of a table, and the masks."""
-    source = open_source(path, image=image)
+    source = open_source(path, image=image, group=group)
     column = "column_path" if mask == "path" else mask
     if column not in source.table or mask == image:
         known = ", ".join(str(x) for x in source.table.columns if x != "path")

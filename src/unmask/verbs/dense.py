@@ -151,14 +151,14 @@ def begun(settings: Dense) -> tuple[Encoder, Preprocess] | None:
     return load(settings.run) if settings.run is not None else None
 
 
-def prepared(
+def encoder_for(
     settings: Dense,
     value: dict[str, Any],
     began: tuple[Encoder, Preprocess] | None,
     stored: dict[str, Any] | None,
     source: Source,
-) -> tuple[Pyramid, Preprocess]:
-    """The pyramid on the encoder, from settings.seed, and what is done to every image; as `stored` says for a run that is gone
+) -> tuple[Encoder, Preprocess]:
+    """The encoder, from settings.seed where it is new, and what is done to every image; as `stored` says for a run that is gone
     on with."""
     size = parse_size(value["image_size"])
     if began is not None:
@@ -175,6 +175,18 @@ def prepared(
         )
     else:
         encoder = models.adapted(began[0], size, value["drop_path"])
+    return encoder, preprocess
+
+
+def prepared(
+    settings: Dense,
+    value: dict[str, Any],
+    began: tuple[Encoder, Preprocess] | None,
+    stored: dict[str, Any] | None,
+    source: Source,
+) -> tuple[Pyramid, Preprocess]:
+    """The pyramid on the encoder, and what is done to every image."""
+    encoder, preprocess = encoder_for(settings, value, began, stored, source)
     return Pyramid(encoder, value["pyramid"], value["map_channels"], value["window"] or None), preprocess
 
 

@@ -11,10 +11,11 @@ from unmask.methods import METHODS
 from unmask.methods.byol import BYOL
 from unmask.methods.mae import MAE, Settings
 from unmask.methods.simclr import SimCLR
-from unmask.models import Encoder, classifier, detection, interop, rebuild
+from unmask.models import Encoder, classifier, detection, interop, rebuild, segmentation
 from unmask.models.classifier import Classifier
 from unmask.models.detection import Detector
 from unmask.models.dvae import TokenEncoder, Tokenizer
+from unmask.models.segmentation import Segmenter
 from unmask.models.vit import ViT
 from unmask.training.run import Run, revive
 
@@ -59,6 +60,13 @@ def load_detector(run: str | Path) -> tuple[Detector, Preprocess]:
     """The detector of a run of `unmask detect`, in evaluation mode, and what is to be done to images before it sees them.
     BadInput for anything else."""
     found, config = detection.load(run)
+    return found, Preprocess.from_dict(config["preprocess"])
+
+
+def load_segmenter(run: str | Path) -> tuple[Segmenter, Preprocess]:
+    """The segmenter of a run of `unmask segment`, in evaluation mode, and what is to be done to images before it sees them.
+    BadInput for anything else."""
+    found, config = segmentation.load(run)
     return found, Preprocess.from_dict(config["preprocess"])
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from unmask.data.augment import View
 from unmask.data.decode import Preprocess, measure
-from unmask.data.loader import Loader
+from unmask.data.loader import Loader, Maps
 from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
@@ -192,6 +192,7 @@ def train(
     unreadable: list[tuple[str, str]],
     device: torch.device,
     targets: torch.Tensor | None = None,
+    maps: Maps | None = None,
     probe: Callable | None = None,
     watch: torch.Tensor | None = None,
     shard: bool = False,
@@ -200,8 +201,8 @@ def train(
 ) -> Outcome:
     """Train on all of `source` as was chosen, in the run that settings.out names, begun or gone on with.
 
-    targets: classes of the images, see `Loader`. unreadable: paths and reasons that are known already. facts: what
-    settings.yaml is to say beside what it always says. said: what the announcement ends with.
+    targets, maps: classes of the images, or of their pixels, see `Loader`. unreadable: paths and reasons that are known already.
+    facts: what settings.yaml is to say beside what it always says. said: what the announcement ends with.
     """
     value = {key: choice.value for key, choice in choices.items()}
     missed = Unreadable(unreadable, settings.strict)
@@ -216,6 +217,7 @@ def train(
         unreadable=missed,
         hold=value["hold"],
         targets=targets,
+        maps=maps,
         part=distributed.rank(),
         parts=distributed.world(),
     )
