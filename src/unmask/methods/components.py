@@ -37,8 +37,9 @@ class Components(nn.Module):
         self.scale.copy_(variances.flip(0)[:count].mean().clamp(min=1e-12).sqrt())
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Coefficients (..., K)."""
-        return (patches - self.mean) @ self.basis.T / self.scale
+        """Coefficients (..., K), in float32 as the pixels that they stand for."""
+        with torch.autocast(patches.device.type, enabled=False):
+            return (patches.float() - self.mean) @ self.basis.T / self.scale
 
     def inverse(self, coefficients: Tensor) -> Tensor:
         """The patches (..., V) that these components make up; what the others would add is the mean's."""

@@ -254,9 +254,10 @@ class MAE(Method):
         patches over it to see the two together.
 
         A model of principal components paints what they make up. A model of normalised patches says nothing of a patch's
-        brightness and contrast. A hidden patch gets the mean and deviation of the visible ones, averaged with weight 1 / distance^3: no statistic of a hidden pixel is used, so the
-        picture shows what was inferred and nothing more. What the model says of visible patches nobody trained unless
-        the loss is on all, and it is the noise that pictures of MAE are known for: they are shown in their mean colour.
+        brightness and contrast. A hidden patch gets the mean and deviation of the visible ones, averaged with weight
+        1 / distance^3: no statistic of a hidden pixel is used, so the picture shows what was inferred and nothing more. What
+        the model says of visible patches nobody trained unless the loss is on all, and it is the noise that pictures of MAE
+        are known for: they are shown in their mean colour.
         """
         size, P = (images.shape[2], images.shape[3]), self.encoder.patch_size
         rows, columns = grid_of(size, P)
