@@ -331,29 +331,22 @@ def ablation_curves(axes: Axes, result: dict[str, Any], test: str, number: str, 
         mine = sorted(mine, key=lambda cell: cell["values"][number])
         x = np.array([cell["values"][number] for cell in mine])
         if published:
-            y = np.array([cell["published"][test] / 100 for cell in mine])
+            y = high = np.array([cell["published"][test] / 100 for cell in mine])
         else:
             y, low, high = (np.array([cell[test][key] for cell in mine]) for key in ("accuracy", "low", "high"))
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.vlines(x, low, high, color=colour, linewidth=1.6, alpha=0.6)
         label = None if other is None else f"{other['name']} {name}"
         axes.plot(x, y, "o-", color=colour, linewidth=2, markersize=6, label=label)
-        for cell, down, across in zip(mine, y, x, strict=True):
+        for cell, place, middle, top in zip(mine, x, y, high, strict=True):
             if cell["usual"]:
-                axes.plot(across, down, "o", color=colour, markersize=13, fillstyle="none", markeredgewidth=1.4)
+                axes.plot(place, middle, "o", color=colour, markersize=13, fillstyle="none", markeredgewidth=1.4)
             if other is None:
-                axes.annotate(
-                    f"{down:.3f}",
-                    (across, down),
-                    (0, 9),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=10,
-                    color=colour,
-                )
+                above = {"textcoords": "offset points", "ha": "center", "fontsize": 10, "color": colour}
+                axes.annotate(f"{middle:.3f}", (place, top), (0, 10 if published else 5), **above)
     tidy(axes, number.replace("_", " "), np.empty(0))
     every = sorted({cell["values"][number] for cell in result["cells"]})
-    if every[0] > 0 and every[-1] / every[0] > 5 and len(every) > 2:
+    if every[0] >= 1 and every[-1] / every[0] >= 8:
         axes.set_xscale("log")
     axes.set_xticks(every, [f"{value:g}" for value in every], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())

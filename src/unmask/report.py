@@ -96,6 +96,7 @@ td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .sides .scores td:first-child, .sides .scores .number { width: 6rem; }
 .sides .number small { display: block; font-size: .8rem; font-weight: normal; }
 .key { color: #d55e00; font-weight: 600; }
+a { color: var(--own); } .cells { overflow-x: auto; } .cells th { white-space: nowrap; }
 code, pre { font: .88rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--tint); border-radius: .5rem; padding: .8rem 1rem; white-space: pre-wrap; margin: .5rem 0; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
@@ -589,7 +590,7 @@ COSTS = (
     "Each name leads to the page of its run. The loss is a share of that of a model that learnt nothing, on the task of that "
     "cell: it says nothing across cells whose tasks differ. Operations are of one image's way through training, forwards and "
     "backwards, a multiplication and an addition counting as two; beside them, how many times those of the default, or of the "
-    "first cell. Time is that of pre-training, as it went, with whatever else the machine did."
+    "first cell. The encoder is told by its parameters. Time is that of pre-training, as it went."
 )
 
 
@@ -597,7 +598,7 @@ def ablation_table(result: dict[str, Any]) -> str:
     """A line a cell."""
     published = result["published"] is not None
     heads = ["", "fine-tuned", "linear probe", *(["published"] if published else [])]
-    heads += ["loss", "operations", "parameters of the encoder", "images/s", "time"]
+    heads += ["loss", "operations", "encoder", "images/s", "time"]
     rows = []
     for cell in result["cells"]:
         name = ", ".join(f"{axis} {label}" for axis, label in cell["labels"].items()) + (" *" if cell["usual"] else "")
@@ -613,17 +614,17 @@ def ablation_table(result: dict[str, Any]) -> str:
             [
                 link,
                 *scores,
-                *([f"{told['finetune']:.1f} / {told['linear']:.1f}" if told else ""] if published else []),
+                *([f"{told['finetune']:.1f}/{told['linear']:.1f}" if told else ""] if published else []),
                 share(cell["loss"] / cell["uninformed_loss"]) if cell.get("loss") else "",
                 f"{cell['gflop']:.3g} G <small>{cell['times']:.2f} ×</small>",
-                count(cell["encoder_parameters"]),
+                f"{cell['encoder_parameters'] / 1e6:.3g} M",
                 count(cell.get("images_per_second")),
                 duration(cell.get("seconds")),
             ]
         )
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f'<td class="number">{value}</td>' for value in row) + "</tr>" for row in rows)
-    return f'<div style="overflow-x:auto"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="cells"><table><tr>{head}</tr>{body}</table></div>'
 
 
 # Pieces

@@ -226,10 +226,10 @@ def parsed(method: str, text: str) -> Axis:
     known = {key: field for key, field in known.items() if key not in SHARED}
     if name not in known:
         why = f"--{name.replace('_', '-')} is the same for all cells" if name in SHARED else ""
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, known, n=1)
         raise BadInput(
             f"--vary {name}: "
-            + (why or f"no setting of {method} is called so" + (f": did you mean {' or '.join(near)}?" if near else ""))
+            + (why or f"no setting of {method} is called so" + (f": did you mean {near[0]}?" if near else ""))
             + ("" if why or near else f"; unmask pretrain {method} --help lists them")
         )
     hint = typing.get_type_hints(next(kind for kind in kinds if name in kind.__dataclass_fields__))[name]
@@ -622,7 +622,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def label(line: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in line["labels"].items())
+    return " with ".join(f"{name} {value}" for name, value in line["labels"].items())
 
 
 def keep(out: Path, result: dict[str, Any]) -> None:
@@ -676,7 +676,7 @@ def show(result: dict[str, Any]) -> None:
     published = result["published"] is not None
     heads = [*(axis["name"] for axis in result["axes"]), *TESTS.values(), *(["published"] if published else [])]
     heads += ["loss", "GFLOP", "images/s", "time"]
-    table = Table(*heads, title=result["here"], title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(*heads, title=result["here"], title_justify="left", box=None, padding=(0, 1, 0, 0))
 
     def cell(score: dict[str, float] | None) -> str:
         return "" if score is None else f"{score['accuracy']:.3f} [dim]±{(score['high'] - score['low']) / 2:.3f}[/]"
@@ -690,14 +690,18 @@ def show(result: dict[str, Any]) -> None:
             row += [f"[{'red' if line['status'] in ('diverged', 'failed') else 'yellow'}]{line['status']}[/]", ""]
         if published:
             told = line["published"]
-            row.append(f"{told['finetune']:.1f} / {told['linear']:.1f}" if told else "")
+            row.append(f"{told['finetune']:.1f}/{told['linear']:.1f}" if told else "")
         row.append(report.share(line["loss"] / line["uninformed_loss"]) if line.get("loss") else "")
         row.append(f"{line['gflop']:.3g} [dim]{line['times']:.2f}x[/]")
         row += [report.count(line.get("images_per_second")), report.duration(line.get("seconds"))]
         table.add_row(*row)
     console.print()
     console.print(table)
-    notes = ["*: the default"] if any(line["usual"] for line in result["cells"]) else []
+    notes = (
+        [f"*: the {'paper' if result['grid'] else 'method'}'s own"]
+        if any(line["usual"] for line in result["cells"])
+        else []
+    )
     notes += ["loss: of that of a model that learnt nothing", "GFLOP: of training, an image", "time: of pre-training"]
     notes += [f"{result['published']}, fine-tuned / linear"] if published else []
     console.print(f"[dim]{'; '.join(notes)}[/]")
