@@ -15,7 +15,7 @@ from unmask.methods.mae import MAE, Settings
 from unmask.models import build
 from unmask.training.run import Run
 from unmask.verbs.grids import GRIDS
-from unmask.verbs.plan import needs
+from unmask.verbs.plan import Needs, needs
 
 pytestmark = pytest.mark.usefixtures("hasty_probes")
 SMALL = ["--encoder", "vit-tiny/4", "--batch-size", "64", "--device", "cpu", "--workers", "0", "--precision", "float32"]
@@ -192,8 +192,21 @@ def test_another_ablation_in_the_folder_is_refused(ratios, tmp_path, capsys):
     assert "not empty and holds no ablation" in capsys.readouterr().err
 
 
-def test_ready_made_grids_show_what_was_published_beside_what_is_found(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def built_only(monkeypatch):
+    """Cells are built, as always before the first is trained, and nothing more."""
+
+    def built(make, *_):
+        with torch.device("meta"):
+            make()
+        return Needs(**dict.fromkeys(Needs.__dataclass_fields__, 1))
+
+    monkeypatch.setattr("unmask.verbs.ablate.needs", built)
     monkeypatch.setattr("unmask.verbs.ablate.train_cell", lambda *_: None)
+
+
+@pytest.mark.usefixtures("built_only")
+def test_ready_made_grids_show_what_was_published_beside_what_is_found(tmp_path, capsys):
     result = unmask.ablate("mae", data="digits", out=tmp_path / "target", grid="target", encoder="vit-tiny/4", steps=5)
     assert {cell["name"]: cell["published"] for cell in result["cells"]} == {
         "target=pixels": {"finetune": 84.9, "linear": 73.5},
@@ -201,7 +214,7 @@ def test_ready_made_grids_show_what_was_published_beside_what_is_found(tmp_path,
         "target=components": {"finetune": 84.6, "linear": 72.3},
     }
     assert "needs a tokenizer" in result["left_out"][0] and result["published"]
-    assert "85.4 / 73.9" in capsys.readouterr().out and "84.6/72.3" in (tmp_path / "target" / "report.html").read_text()
+    assert "85.4/73.9" in capsys.readouterr().out and "84.6/72.3" in (tmp_path / "target" / "report.html").read_text()
     options = {"data": "digits", "encoder": "vit-tiny/4", "image_size": 32, "batch_size": 16}
     for grid in set(GRIDS) - {"target", "length"}:
         result = unmask.ablate("mae", out=tmp_path / grid, grid=grid, steps=5, **options)
@@ -235,9 +248,9 @@ def test_several_settings_of_any_kind_vary_from_python(tmp_path, monkeypatch):
     assert torch.tensor([cell["times"] for cell in result["cells"]]).max() > 1.5
 
 
-def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("built_only")
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, capsys):
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr("unmask.verbs.ablate.train_cell", lambda *_: None)
     options = {"data": "digits", "encoder": "vit-tiny/4", "steps": 2, "out": tmp_path / "out", "vary": {"seed": (0, 1)}}
     unmask.ablate("mae", **options)
     with (tmp_path / "out" / "seed=1" / ".lock").open("w") as file:

@@ -184,7 +184,7 @@ def axes_of(method: str, settings: Ablate, own: Any) -> tuple[list[str], list[Ax
             given = next((each for each in (settings, own) if hasattr(each, name)), None)
             default = next(field.default for field in dataclasses.fields(given) if field.name == name)  # type: ignore[arg-type]
             value = getattr(given, name)
-            if value != default:
+            if value != default and not (settings.grid == "length" and axis is axes[0]):  # which is in shares of it
                 raise BadInput(
                     f"--{name.replace('_', '-')} {said(value)} is fixed, and varied by {axis.name}: leave one out"
                 )
