@@ -228,3 +228,16 @@ def test_a_view_without_colours_is_left_as_it_was(photographs):
     plain = View((32, 32))
     images = torch.zeros(2, 3, 32, 32)
     assert altered(images, plain, torch.arange(2), 0, COLOUR) is images
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 400), (640, 512)])
+def test_a_crop_of_fixed_size_is_7_8_of_the_shorter_side_anywhere(height, width):
+    view, n = View((224, 224), crop_scale=None, crop_side=224 / 256), 4000
+    seeds = sample_seeds(0, 0, torch.arange(n))
+    top, left, h, w, flipped = view.draw(seeds, torch.full((n,), height), torch.full((n,), width)).unbind(1)
+    side = min(height, width) * 7 // 8
+    assert (h == side).all() and (w == side).all()
+    for start, room in ((top, height - side), (left, width - side)):
+        assert start.min() == 0 and start.max() == room
+        assert start.double().mean().item() == pytest.approx(room / 2, rel=0.05)
+    assert flipped.double().mean().item() == pytest.approx(0.5, abs=0.05)

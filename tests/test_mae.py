@@ -1,12 +1,16 @@
 """Masks, losses and learning of the masked autoencoder. Parity with the reference: test_mae_parity.py."""
 
 import dataclasses
+import itertools
+import shutil
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 
+import unmask
 from unmask import models
 from unmask.data.augment import View, sample_seeds
 from unmask.data.decode import Preprocess
@@ -15,9 +19,11 @@ from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.layers import patchify, take
 from unmask.methods.mae import MAE, Settings, decoder_size
+from unmask.models import interop
 from unmask.models.vit import ViT
 from unmask.training.engine import fit
 from unmask.training.optim import Recipe
+from unmask.training.run import Run
 
 
 def small(image_size=(16, 16), channels=1, **options):
@@ -71,6 +77,10 @@ def test_block_masks_are_lumps_and_grid_masks_a_lattice():
         ({"mask_ratio": 0.99}, "leaves 0 to see"),
         ({"masking": "grid", "mask_ratio": 0.6}, "0.75, 0.889"),
         ({"decoder_width": 100}, "multiple of 32"),
+        ({"target": "pca", "components": 17}, "1 to 16"),
+        ({"target": "pca", "components": 0}, "1 to 16"),
+        ({"components": 4}, "of no use to --target pixels"),
+        ({"augment": "none", "crop_scale": (0.5, 1.0)}, "of no use to --augment none"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, says):
@@ -191,3 +201,106 @@ def test_ten_golden_losses():
     """The same seed gives the losses it gave when this line was written: a refactoring must not move them."""
     history = fit(learner(), digits(64), Recipe(10, 2e-4, warmup=2))
     assert [line["loss"] for line in history] == pytest.approx(GOLDEN, rel=1e-3)
+
+
+# What is predicted, and how images are varied (tables 1d and 1e)
+
+
+def pictures(count=64):
+    """Images (B, 1, 16, 16) of waves, whose patches have few strong components and many faint ones."""
+    draw = torch.Generator().manual_seed(1)
+    phase, pace, height = (torch.rand(count, 1, 1, 1, generator=draw) for _ in range(3))
+    across, down = torch.arange(16.0), torch.arange(16.0)[:, None]
+    waves = height * torch.sin((across * pace + down * (1 - pace)) / 2 + 6.28 * phase) + phase
+    return waves + 0.02 * torch.randn(count, 1, 16, 16, generator=draw)
+
+
+def of_components(**options):
+    mae = small(target="pca", **options)
+    mae.components.fit(pictures(), 4)
+    return mae
+
+
+def test_components_are_those_of_scikit_learn():
+    mae, patches = of_components(components=5), patchify(pictures(), 4)
+    theirs = PCA(5).fit(patches.flatten(0, 1).double().numpy())
+    expected = torch.from_numpy(theirs.transform(patches.flatten(0, 1).double().numpy()))
+    ours = mae.targets(patches).flatten(0, 1).double()
+    assert ours.square().mean().item() == pytest.approx(1, rel=1e-4)
+    ours, expected = ours * mae.components.scale, expected * (expected * ours).sum(dim=0).sign()
+    torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)
+
+
+def test_an_eighth_of_the_components_is_the_default_and_the_paper_s_96_of_768():
+    assert small(target="pca").prediction.out_features == 2
+    vit = ViT((32, 32), 16, 3, width=64, depth=1, heads=1, positions="sincos")
+    assert MAE(vit, Settings(target="pca")).prediction.out_features == 96
+
+
+def test_a_reconstruction_from_components_is_what_they_make_up():
+    mae = of_components(components=16).eval()  # all of them: an exact one
+    images = pictures(4)
+    patches = patchify(images, 4)
+    torch.testing.assert_close(mae.components.inverse(mae.targets(patches)), patches, atol=1e-4, rtol=0)
+    keep, _ = mae.sample(sample_seeds(1, 0, torch.arange(4)), (4, 4))
+    mae.decode = lambda images, keep, masked, everywhere: mae.targets(take(patches, torch.cat([keep, masked], dim=1)))
+    painted = patchify(mae.reconstruct(images, keep), 4)
+    hidden = torch.ones(4, 16, dtype=torch.bool).scatter(1, keep, False)
+    torch.testing.assert_close(painted[hidden], patches[hidden], atol=1e-4, rtol=0)
+
+
+def test_checkpoints_hold_the_components():
+    mae, other = of_components(), small(target="pca")
+    other.load_state_dict(mae.state_dict())
+    patches = patchify(pictures(3), 4)
+    assert torch.equal(other.targets(patches), mae.targets(patches)) and not mae.components.basis.requires_grad
+    with pytest.raises(BadInput, match="predicts pixels"):
+        interop.to_mae(mae.state_dict(), 4)
+
+
+def test_it_learns_components():
+    """Ends at 0.58 of the uninformed loss; of random directions, which are harder to foretell, at 0.71."""
+    mae, loader = learner(target="pca", components=2), digits(128)
+    mae.components.fit(next(loader(0)).views[0], 2)
+    assert fit(mae, loader, Recipe(150, 3e-3, warmup=15))[-1]["ratio"] < 0.65
+
+
+def test_a_run_of_components_goes_on_and_paints(tmp_path, hasty_probes):
+    options = {
+        "target": "pca",
+        "encoder": "vit-tiny/4",
+        "image_size": 8,
+        "batch_size": 32,
+        "steps": 20,
+        "device": "cpu",
+    }
+    unmask.pretrain("mae", data="digits", probe="digits:test", out=tmp_path / "whole", **options)
+    run = Run(shutil.copytree(tmp_path / "whole", tmp_path / "cut"))
+    run.checkpoints()[-1].unlink()
+    unmask.pretrain("mae", out=run.folder, resume=True)
+    expected, found = (Run(tmp_path / name).restore()["method"] for name in ("whole", "cut"))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert expected["components.basis"].shape == (2, 16) and expected["components.scale"] > 0
+    assert (tmp_path / "whole" / "figures" / "reconstruction.png").is_file()
+    unmask.reconstruct(tmp_path / "cut", "digits:test", out=tmp_path / "painted.png")
+    with pytest.raises(BadInput, match="their components"):
+        unmask.export(tmp_path / "cut", out=tmp_path / "mae.safetensors", to="mae")
+
+
+def test_how_images_are_varied():
+    none, fixed, crop, colour = (small(augment=how).views[0] for how in ("none", "fixed", "crop", "colour"))
+    assert crop == View((16, 16), crop_scale=(0.2, 1.0), flip=0.5)  # as before there was a choice
+    assert (none.crop_scale, none.crop_side, none.flip) == (None, None, 0.0)
+    assert (fixed.crop_scale, fixed.crop_side, fixed.flip) == (None, 224 / 256, 0.5)
+    assert colour.jitter == (0.4, 0.4, 0.4, 0.0) and colour.colourful and not crop.colourful
+    assert dataclasses.replace(colour, jitter=None, jitter_p=0.8) == crop
+
+
+@pytest.mark.parametrize(("augment", "same"), [("none", True), ("fixed", False), ("crop", False), ("colour", False)])
+def test_only_without_augmentation_is_an_image_seen_alike_twice(augment, same):
+    source = open_source("photos")
+    loader = Loader(
+        source.subset([5]), Preprocess(3, (0.5,) * 3, (0.25,) * 3), small((32, 32), 3, augment=augment).views, 1
+    )
+    first, second = (batch.views[0] for batch in itertools.islice(loader(0), 2))
+    assert torch.equal(first, second) == same

@@ -11,27 +11,15 @@ Each function takes what the command of its name takes (`unmask pretrain mae --h
 for input that cannot be used.
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import BadInput
 
-__all__ = [
-    "BadInput",
-    "attend",
-    "compare",
-    "detect",
-    "distill",
-    "embed",
-    "export",
-    "finetune",
-    "inspect",
-    "load",
-    "pack",
-    "plan",
-]
-__all__ += ["predict", "pretrain", "probe", "reconstruct", "robustness", "segment"]
+__all__ = ["BadInput", "ablate", "attend", "compare", "detect", "distill", "embed", "export", "finetune", "inspect", "load"]
+__all__ += ["pack", "plan", "predict", "pretrain", "probe", "reconstruct", "robustness", "segment"]
 __version__ = version("unmask")
 
 
@@ -111,7 +99,11 @@ def _told(command: str, kinds: tuple[Any, Any], settings: dict[str, Any]) -> tup
     if "image_size" in general:
         size = general["image_size"]
         general["image_size"] = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+<<<<<<< HEAD
     for name in ("test", "probe", "student", "images", "masks", "test_masks", "classes"):
+=======
+    for name in ("test", "probe", "student", "labelled"):
+>>>>>>> ablate
         if isinstance(general.get(name), Path):
             general[name] = str(general[name])
     return general, kinds[1](**own)
@@ -131,6 +123,24 @@ def probe(run: str | Path, *, data: str | Path, test: str | Path | None = None, 
     from unmask.verbs.probe import probe as judge
 
     return judge(Probe(str(run), str(data), None if test is None else str(test), **settings))
+
+
+def ablate(
+    method: str, *, data: str | Path, out: str | Path, vary: dict[str, Sequence[Any]] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """The same pre-training over a grid of settings, as `unmask ablate METHOD` does. Returns what ablation.json says.
+
+    vary: values by setting, {"mask_ratio": (0.5, 0.75), "norm_pix": (True, False)}; settings: any option of the command.
+    """
+    from unmask.methods import METHODS
+    from unmask.verbs.ablate import Ablate, said
+    from unmask.verbs.ablate import ablate as run
+
+    if method not in METHODS:
+        raise BadInput(f"no method is called {method!r}: use one of {', '.join(METHODS)}")
+    general, own = _told(f"ablate {method}", (Ablate, METHODS[method].Settings), settings)
+    varied = tuple(f"{name}={','.join(map(said, values))}" for name, values in (vary or {}).items())
+    return run(method, Ablate(data=str(data), out=Path(out), vary=varied, **general), own)
 
 
 def compare(*runs: str | Path, data: str | Path, test: str | Path | None = None, **settings: Any) -> dict[str, Any]:

@@ -48,6 +48,12 @@ VERBS = {
         "decode and shrink a collection once, into a store that is read many times faster",
     ),
     "probe": ("probe", "Probe", "probe", "test a frozen encoder, beside an untrained one and raw pixels"),
+    "ablate": (
+        "ablate",
+        "Ablate",
+        "ablate",
+        "the same pre-training over a grid of settings: what each is worth, and costs",
+    ),
     "compare": ("compare", "Compare", "compare", "several encoders on the same images: one table, one figure"),
     "robustness": (
         "robustness",
@@ -131,21 +137,23 @@ def call(verb: str, arguments: list[str]) -> int:
     module, settings, function, summary = VERBS[verb]
     module = importlib.import_module(f"unmask.verbs.{module}")
     act, first, own, words = getattr(module, function), (), getattr(module, "Own", None), None
-    if verb == "pretrain":
+    if verb in ("pretrain", "ablate"):
         from unmask.methods import METHODS
 
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(f"usage: unmask pretrain METHOD --data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
+            vary = "--vary NAME=VALUE,VALUE… " if verb == "ablate" else ""
+            print(f"usage: unmask {verb} METHOD {vary}--data SRC --out RUN [options]\n\n{summary}\n\nMETHOD is one of:")
             for name, method in METHODS.items():
                 print(f"  {name:11}{method.SUMMARY}")
-            print("\nunmask pretrain METHOD --help shows all options of a method")
+            print(f"\nunmask {verb} METHOD --help shows all options of a method")
             return 0
         name, *arguments = arguments
         if name not in METHODS:
             raise BadInput(
-                f"no method is called {name!r}: use one of {', '.join(METHODS)}, as in unmask pretrain mae --data …"
+                f"no method is called {name!r}: use one of {', '.join(METHODS)}, as in unmask {verb} mae --data …"
             )
-        first, own, words, verb = (name,), METHODS[name].Settings, METHODS[name].SUMMARY, f"pretrain {name}"
+        words = METHODS[name].SUMMARY if verb == "pretrain" else None
+        first, own, verb = (name,), METHODS[name].Settings, f"{verb} {name}"
     general = getattr(module, settings)
     if own is None:
         quiet = tyro.conf.DisallowNone[general]  # an option is given or left out
@@ -158,4 +166,4 @@ def call(verb: str, arguments: list[str]) -> int:
     quiet = tyro.conf.DisallowNone[tyro.conf.OmitArgPrefixes[both]]  # type: ignore[valid-type]
     given: Any = tyro.cli(quiet, prog=f"unmask {verb}", args=arguments, description=words or general.__doc__)
     result: dict[str, Any] = act(*first, given.general, given.own)
-    return 1 if result["verdict"] == "diverged" else 0
+    return 1 if result.get("verdict") == "diverged" else 0

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -386,6 +386,104 @@ def comparison(result: dict[str, Any]) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     figure.supxlabel("accuracy, with its 95% interval; hollow: the same encoder, untrained", fontsize=11, color=GREY)
     return png(figure)
+
+
+def ablation(result: dict[str, Any]) -> bytes:
+    """Fine-tuned and linear accuracy of every cell of a grid, side by side, with intervals; below, where two or more are known,
+    what was published. Over one number, or a number and something else, as curves; else a line a cell.
+
+    result: what ablation.json says.
+    """
+    tests = [test for test in ("finetune", "linear") if any(cell[test] for cell in result["cells"])] or ["linear"]
+    axes, known = result["axes"], [cell for cell in result["cells"] if cell["published"]]
+    number = next((axis["name"] for axis in axes if axis["numeric"]), None)
+    curved = len(axes) <= 2 and number is not None
+    below = len(known) > 1
+    tall = 3.6 if curved else 1.3 + 0.5 * len(result["cells"])
+    figure = Figure(figsize=(5.6 * len(tests), tall * (1 + below) + 0.3), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)  # type: ignore[union-attr]
+    places = figure.subplots(1 + below, len(tests), squeeze=False)
+    for row, panels in zip((False, True), places, strict=False):
+        for panel, test in zip(panels, tests, strict=True):
+            if curved:
+                ablation_curves(panel, result, test, str(number), row)
+            else:
+                ablation_lines(panel, result, test, row, named=panel is panels[0])
+            words = result["published"] if row else {"finetune": "fine-tuned", "linear": "linear probe"}[test]
+            hint = {"finetune": "fine-tuned", "linear": "linear probe"}[test] if row else result["here"]
+            panel.set_title(words, loc="left", fontsize=12.5, color=VERMILION if row else INK, pad=22)
+            panel.text(0, 1.03, hint, transform=panel.transAxes, fontsize=10, color=GREY)
+    if known and not below:
+        told = [f"{known[0]['published'][test]:.1f}" for test in ("finetune", "linear")]
+        where = ", ".join(known[0]["labels"].values())
+        figure.supxlabel(
+            f"{result['published']}, at {where}: {told[0]} fine-tuned, {told[1]} linear", fontsize=10, color=GREY
+        )
+    return png(figure)
+
+
+def ablation_curves(axes: Axes, result: dict[str, Any], test: str, number: str, published: bool) -> None:
+    """Accuracy over the setting that is a number, a line for each value of the other; a ring around the default."""
+    cells = [cell for cell in result["cells"] if cell["published" if published else test]]
+    other = next((axis for axis in result["axes"] if axis["name"] != number), None)
+    lines = other["labels"] if other else [None]
+    for i, name in enumerate(lines):
+        colour = VERMILION if published else SERIES[i % len(SERIES)]
+        mine = [cell for cell in cells if other is None or cell["labels"][other["name"]] == name]
+        mine = sorted(mine, key=lambda cell: cell["values"][number])
+        x = np.array([cell["values"][number] for cell in mine])
+        if published:
+            y = high = np.array([cell["published"][test] / 100 for cell in mine])
+        else:
+            y, low, high = (np.array([cell[test][key] for cell in mine]) for key in ("accuracy", "low", "high"))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.vlines(x, low, high, color=colour, linewidth=1.6, alpha=0.6)
+        label = None if other is None else f"{other['name']} {name}"
+        axes.plot(x, y, "o-", color=colour, linewidth=2, markersize=6, label=label)
+        for cell, place, middle, top in zip(mine, x, y, high, strict=True):
+            if cell["usual"]:
+                axes.plot(place, middle, "o", color=colour, markersize=13, fillstyle="none", markeredgewidth=1.4)
+            if other is None:
+                above = {"textcoords": "offset points", "ha": "center", "fontsize": 10, "color": colour}
+                axes.annotate(f"{middle:.3f}", (place, top), (0, 10 if published else 5), **above)
+    tidy(axes, number.replace("_", " "), np.empty(0))
+    every = sorted({cell["values"][number] for cell in result["cells"]})
+    if every[0] >= 1 and every[-1] / every[0] >= 8:
+        axes.set_xscale("log")
+    axes.set_xticks(every, [f"{value:g}" for value in every], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.08, y=0.2)
+    if other is not None and cells:
+        axes.legend(frameon=False, fontsize=10.5, labelcolor=INK)
+
+
+def ablation_lines(axes: Axes, result: dict[str, Any], test: str, published: bool, named: bool) -> None:
+    """A line a cell, the first on top, with a dot and its interval; a star behind the name of the default."""
+    cells, colour = result["cells"], VERMILION if published else BLUE
+    for y, cell in enumerate(cells):
+        if published and cell["published"]:
+            place = cell["published"][test] / 100
+        elif not published and cell[test]:
+            place = cell[test]["accuracy"]
+            axes.plot(
+                [cell[test]["low"], cell[test]["high"]], [y, y], color=colour, linewidth=2.4, solid_capstyle="round"
+            )
+        else:
+            continue
+        axes.plot(place, y, "o", color=colour, markersize=7)
+        axes.annotate(
+            f"{place:.3f}", (place, y), (0, 8), textcoords="offset points", ha="center", fontsize=10.5, color=colour
+        )
+    names = [", ".join(cell["labels"].values()) + (" *" if cell["usual"] else "") for cell in cells]
+    axes.set_yticks(range(len(cells)), [shortened(name, 34) for name in names] if named else [""] * len(cells))
+    axes.set_ylim(len(cells) - 0.5, -0.7)
+    axes.margins(x=0.15)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, labelsize=11, labelcolor=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
 
 
 def robustness(result: dict[str, Any]) -> bytes:

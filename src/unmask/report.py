@@ -99,6 +99,7 @@ td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .sides .scores td:first-child, .sides .scores .number { width: 6rem; }
 .sides .number small { display: block; font-size: .8rem; font-weight: normal; }
 .key { color: #d55e00; font-weight: 600; }
+a { color: var(--own); } .cells { overflow-x: auto; } .cells th { white-space: nowrap; }
 code, pre { font: .88rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--tint); border-radius: .5rem; padding: .8rem 1rem; white-space: pre-wrap; margin: .5rem 0; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
@@ -144,12 +145,17 @@ def page(run: Run, pictures: dict[str, bytes]) -> str:
         commands(run, settings, pictures),
         versions(settings, result),
     ]
+    return document(" · ".join([title, *about]), parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page of its parts, those left out that say nothing."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(' · '.join([title, *about]))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
@@ -648,6 +654,84 @@ def versions(settings: dict[str, Any], result: dict[str, Any]) -> str:
     if fingerprint := (settings.get("data") or {}).get("fingerprint"):
         words.append(f"data {fingerprint}")
     return f'<footer><p class="soft">{text(" · ".join(words))}</p></footer>' if words else ""
+
+
+# A grid of settings
+
+
+def ablation(result: dict[str, Any], png: bytes) -> str:
+    """The page of an ablation. result: what ablation.json says; png: its figure."""
+    names = " × ".join(axis["name"] for axis in result["axes"])
+    title, cells = f"Ablation of {names}", result["cells"]
+    done = sum(cell["status"] == "finished" for cell in cells)
+    words = f"{done} of {len(cells)} cells finished"
+    colour, sign = ("good", "✓") if done == len(cells) else ("warn", "!")
+    about = " · ".join(word for word in (result["here"], result["what"]) if word)
+    left = "".join(f"<p>{text(word)}.</p>" for word in result["left_out"])
+    told = "".join(
+        f"<p><b>{text(cell['name'])}</b>: {text(cell['why'] or cell['verdict'])}</p>"
+        for cell in cells
+        if cell["why"] or cell.get("verdict") not in (None, "learning")
+    )
+    read = (
+        "Whiskers and bands are 95% intervals over the test images: what other images might have given. They do not hold what "
+        "another seed would: to see that, vary the seed, too. A ring or a star marks the default."
+    )
+    if result["published"]:
+        read += (
+            f" Below, or in the table: {result['published']} (He et al. 2022). Compare the shape, not the height: there the "
+            "encoder is larger, the images are others, and pixels were not normalised where nothing else is said."
+        )
+    fixed = table(("setting", "value"), ((name, value) for name, value in result["constants"].items()))
+    parts = [
+        f'<header><h1>{text(title)}</h1><p class="soft">{text(about)}</p></header>',
+        f'<div class="banner {colour}"><b>{sign} {words}</b><p>{text(result["sentence"])}</p></div>',
+        section("What each is worth", read, picture(png, "Accuracy by setting, fine-tuned and by a linear probe.")),
+        section("What each costs", COSTS, ablation_table(result) + told + left),
+        section("The same in all cells", "", fixed),
+    ]
+    return document(f"{title} · {result['here']}", parts)
+
+
+COSTS = (
+    "Each name leads to the page of its run. The loss is a share of that of a model that learnt nothing, on the task of that "
+    "cell: it says nothing across cells whose tasks differ. Operations are of one image's way through training, forwards and "
+    "backwards, a multiplication and an addition counting as two; beside them, how many times those of the default, or of the "
+    "first cell. The encoder is told by its parameters. Time is that of pre-training, as it went."
+)
+
+
+def ablation_table(result: dict[str, Any]) -> str:
+    """A line a cell."""
+    published = result["published"] is not None
+    heads = ["", "fine-tuned", "linear probe", *(["published"] if published else [])]
+    heads += ["loss", "operations", "encoder", "images/s", "time"]
+    rows = []
+    for cell in result["cells"]:
+        name = ", ".join(f"{axis} {label}" for axis, label in cell["labels"].items()) + (" *" if cell["usual"] else "")
+        page = f"{cell['name']}/report.html"
+        link = f'<a href="{text(page)}">{text(name)}</a>' if cell.get("verdict") else text(name)
+        scores = [
+            interval(cell[test], "accuracy", "low", "high") if cell[test] else "" for test in ("finetune", "linear")
+        ]
+        if cell["status"] != "finished" and not any(scores):
+            scores[0] = text(cell["status"])
+        told = cell["published"]
+        rows.append(
+            [
+                link,
+                *scores,
+                *([f"{told['finetune']:.1f}/{told['linear']:.1f}" if told else ""] if published else []),
+                share(cell["loss"] / cell["uninformed_loss"]) if cell.get("loss") else "",
+                f"{cell['gflop']:.3g} G <small>{cell['times']:.2f} ×</small>",
+                f"{cell['encoder_parameters'] / 1e6:.3g} M",
+                count(cell.get("images_per_second")),
+                duration(cell.get("seconds")),
+            ]
+        )
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f'<td class="number">{value}</td>' for value in row) + "</tr>" for row in rows)
+    return f'<div class="cells"><table><tr>{head}</tr>{body}</table></div>'
 
 
 # Pieces

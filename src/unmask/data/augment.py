@@ -62,6 +62,9 @@ class View:
     """Height and width in pixels of what comes out."""
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     """Smallest and largest share of the image's area in a random crop (MAE: 0.2 to 1); None: the largest centred box."""
+    crop_side: float | None = None
+    """With crop_scale None: side of a crop of fixed size at a random place, as a share of the largest box's (a photograph
+    resized to 256 pixels and cropped to 224: 0.875); None: all of that box, centred."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Narrowest and widest aspect of a crop, relative to the aspect of `size`."""
     flip: float = 0.5
@@ -94,7 +97,8 @@ class View:
         """Crop boxes and flips, (B, 5) int64: top, left, height, width, flipped.
 
         seeds, heights, widths: (B,) int64; number: which view of the sample. The crop is torchvision's
-        RandomResizedCrop: the first of ten draws that fits, else the largest centred box of the nearest aspect.
+        RandomResizedCrop: the first of ten draws that fits, else the largest centred box of the nearest aspect; or that of
+        its Resize and RandomCrop.
         """
         aspect = self.size[1] / self.size[0]
         heights, widths = heights.double(), widths.double()
@@ -104,6 +108,11 @@ class View:
         width = torch.minimum(widths, heights * ratio).round().clamp(min=1)
         top, left = ((heights - height) / 2).round(), ((widths - width) / 2).round()
         if self.crop_scale is None:
+            if self.crop_side is not None:
+                height, width = ((side * self.crop_side).round().clamp(min=1) for side in (height, width))
+                down, right = uniform(seeds, 2, number * self.DRAWS).unbind(1)
+                top = (down * (heights - height + 1)).floor()
+                left = (right * (widths - width + 1)).floor()
             flipped = torch.zeros_like(top)
             if self.flip > 0:
                 flipped = uniform(seeds, 1, (number + 1) * self.DRAWS - 1).squeeze(1) < self.flip

@@ -12,10 +12,11 @@ Deviations from the reference code (facebookresearch/mae), none of which changes
   carries its position; the last decoder block computes only the tokens whose prediction counts;
 - masks come from the sample's seed (seed, epoch, sample), not from the device's generator.
 Deviations that do: the decoder of encoders smaller than ViT-B is smaller by rule (`decoder_size`), and a collection
-smaller than ImageNet gets the rate that `unmask inspect` explains.
+smaller than ImageNet gets the rate that `unmask inspect` explains. What the paper leaves open in its table 1 is said where it
+is settled: the scale of principal components (methods/components.py), the strength of colours (`JITTER`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -26,6 +27,7 @@ from unmask.data.augment import MASK_STREAM, View, uniform
 from unmask.data.loader import Batch
 from unmask.errors import BadInput
 from unmask.layers import Block, grid_of, initialise, patchify, resample_positions, sincos_positions, take, unpatchify
+from unmask.methods.components import Components
 from unmask.methods.masking import block_rank, seeing_patches
 from unmask.methods.method import Method, Paper
 from unmask.methods.tokens import TokenTarget
@@ -43,11 +45,13 @@ class Settings:
     """Share of the patches that is hidden (the paper's figure 5: 0.75 is best for both fine-tuning and linear probing)."""
     masking: Literal["random", "block", "grid"] = "random"
     """How hidden patches are chosen: uniformly without replacement, in large blocks, or all but a regular lattice."""
-    target: Literal["pixels", "tokens"] = "pixels"
-    """What is predicted of a hidden patch: its pixels, or its visual token, as BEiT does (table 1d: no better, and a tokenizer
-    is needed)."""
+    target: Literal["pixels", "pca", "tokens"] = "pixels"
+    """What is predicted of a hidden patch (table 1d): its pixels; the largest principal components of its pixels, not normalised
+    (worse: fine detail counts); or its visual token, as BEiT does (no better, and a tokenizer is needed)."""
     norm_pix: bool = True
     """Predict each patch normalised by its own mean and deviation (table 1d: better features) instead of raw pixels."""
+    components: int | None = None
+    """How many principal components, for --target pca. Default: an eighth of a patch's values, as the paper's 96 of 768."""
     tokens: str | None = None
     """The tokenizer, for --target tokens: a run of `unmask pretrain dvae`, or a state dict of OpenAI's encoder."""
     loss_on: Literal["masked", "all"] = "masked"
@@ -58,8 +62,11 @@ class Settings:
     """Blocks of the decoder; by default the paper's 8 at width 512, and one for each 64 of its width below."""
     mask_token_in_encoder: bool = False
     """Let the encoder see mask tokens in place of hidden patches (the ablation of table 1c: slower and worse)."""
+    augment: Literal["none", "fixed", "crop", "colour"] = "crop"
+    """How an image is varied (table 1e): not at all (the largest centred box, never flipped); a crop of fixed size, 7/8 of the
+    shorter side, as 224 of 256 pixels; a crop of random size; or that with brightness, contrast and saturation changed."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image in a random crop (table 1e)."""
+    """Smallest and largest share of the image in a crop of random size."""
     flip: float = 0.5
     """Probability of flipping an image from left to right. 0 where left and right matter."""
 
@@ -69,6 +76,24 @@ def decoder_size(encoder_width: int) -> tuple[int, int]:
     that; smaller encoders keep both proportions (ViT-S 256 x 4, ViT-Ti 128 x 2), larger ones keep 512 x 8."""
     width = min(512, max(64, round(encoder_width * 2 / 3 / 64) * 64))
     return width, width // 64
+
+
+def view_of(settings: Settings, size: tuple[int, int]) -> View:
+    """How an image is varied before its patches are hidden (table 1e)."""
+    if settings.augment in ("none", "fixed"):
+        if settings.crop_scale != Settings.crop_scale:
+            raise BadInput(f"--crop-scale is of no use to --augment {settings.augment}, whose crop has one size")
+        if settings.augment == "none":
+            return View(size, crop_scale=None, flip=0.0)
+        return View(size, crop_scale=None, crop_side=FIXED, flip=settings.flip)
+    crop = View(size, settings.crop_scale, flip=settings.flip)
+    return replace(crop, jitter=(JITTER, JITTER, JITTER, 0.0), jitter_p=1.0) if settings.augment == "colour" else crop
+
+
+FIXED = 224 / 256
+"""Side of a crop of fixed size, of the shorter side of the image."""
+JITTER = 0.4
+"""Strength of the changes of colour: the paper names none; this is BEiT's."""
 
 
 class MAE(Method):
@@ -97,12 +122,16 @@ class MAE(Method):
             raise BadInput(
                 "--target tokens needs a tokenizer: train one by `unmask pretrain dvae`, then name its run by --tokens"
                 if tokenizer is None
-                else "--tokens is of no use to --target pixels: leave it out, or add --target tokens"
+                else f"--tokens is of no use to --target {settings.target}: leave it out, or add --target tokens"
+            )
+        if settings.components is not None and settings.target != "pca":
+            raise BadInput(
+                f"--components is of no use to --target {settings.target}: leave it out, or add --target pca"
             )
         if not 0.0 < settings.mask_ratio < 1.0:
             raise BadInput(f"--mask-ratio is {settings.mask_ratio}: give a share between 0 and 1, such as 0.75")
         self.encoder, self.settings = encoder, settings
-        self.views = (View(encoder.image_size, crop_scale=settings.crop_scale, flip=settings.flip),)
+        self.views = (view_of(settings, encoder.image_size),)
         rule_width, rule_depth = decoder_size(encoder.width)
         width = settings.decoder_width or rule_width
         depth = settings.decoder_depth or (rule_depth if settings.decoder_width is None else max(1, width // 64))
@@ -117,8 +146,13 @@ class MAE(Method):
         self.decoder_blocks = nn.ModuleList(Block(width, heads, norm_eps=norm_eps) for _ in range(depth))
         self.decoder_norm = nn.LayerNorm(width, eps=norm_eps)
         self.token_target = None if tokenizer is None else TokenTarget(tokenizer)
-        outputs = encoder.patch_size**2 * encoder.channels if tokenizer is None else tokenizer.vocabulary
-        self.prediction = nn.Linear(width, outputs)
+        values = encoder.patch_size**2 * encoder.channels
+        count = settings.components if settings.components is not None else max(1, values // 8)
+        if not 0 < count <= values:
+            raise BadInput(f"--components is {count}: a patch of {values} values has 1 to {values}")
+        self.components = Components(values, count) if settings.target == "pca" else None
+        outputs = {"pixels": values, "pca": count, "tokens": tokenizer.vocabulary if tokenizer is not None else 0}
+        self.prediction = nn.Linear(width, outputs[settings.target])
         for module in (self.decoder_embedding, self.decoder_blocks, self.prediction):
             module.apply(initialise)
         for token in (self.encoder_mask_token, self.mask_token):
@@ -146,7 +180,7 @@ class MAE(Method):
                 raise BadInput("--masking grid keeps one patch of 4, 9, 16, …: use --mask-ratio 0.75, 0.889 or 0.9375")
             patch = torch.arange(N, device=seeds.device)
             on_lattice = (patch // columns % stride == 0) & (patch % columns % stride == 0)
-            visible = int(on_lattice.sum())
+            visible = -(-rows // stride) * -(-columns // stride)
             order = order + ~on_lattice
         elif self.settings.masking == "block":
             order = order - block_rank(seeds, grid, hidden=N - visible)
@@ -161,8 +195,8 @@ class MAE(Method):
     # The autoencoder (section 3, "MAE encoder", "MAE decoder")
 
     def decode(self, images: Tensor, keep: Tensor, masked: Tensor, everywhere: bool) -> Tensor:
-        """Predictions (B, M, P*P*C) for the hidden patches, or (B, K + M, P*P*C) for visible then hidden ones; of tokens, a
-        logit for each of the vocabulary instead."""
+        """Predictions (B, M, P*P*C) for the hidden patches, or (B, K + M, P*P*C) for visible then hidden ones; of components
+        their coefficients, of tokens a logit for each of the vocabulary instead."""
         size = (images.shape[2], images.shape[3])
         grid = grid_of(size, self.encoder.patch_size)
         positions = resample_positions(self.decoder_positions, self.encoder.grid, grid).expand(len(images), -1, -1)
@@ -186,7 +220,9 @@ class MAE(Method):
 
     def targets(self, patches: Tensor) -> Tensor:
         """What is to be predicted for patches (..., P*P*C): the pixels, normalised per patch if so set (section 3,
-        "Reconstruction target"), with the reference's unbiased variance and 1e-6."""
+        "Reconstruction target"), with the reference's unbiased variance and 1e-6; or their principal components."""
+        if self.components is not None:
+            return self.components(patches)
         if not self.settings.norm_pix:
             return patches
         values = patches.shape[-1]
@@ -217,10 +253,11 @@ class MAE(Method):
         """The image as painted from the patches at `keep` alone: (B, C, H, W) in the space of `images`. Paste the visible
         patches over it to see the two together.
 
-        A model of normalised patches says nothing of a patch's brightness and contrast. A hidden patch gets the mean and
-        deviation of the visible ones, averaged with weight 1 / distance^3: no statistic of a hidden pixel is used, so the
-        picture shows what was inferred and nothing more. What the model says of visible patches nobody trained unless
-        the loss is on all, and it is the noise that pictures of MAE are known for: they are shown in their mean colour.
+        A model of principal components paints what they make up. A model of normalised patches says nothing of a patch's
+        brightness and contrast. A hidden patch gets the mean and deviation of the visible ones, averaged with weight
+        1 / distance^3: no statistic of a hidden pixel is used, so the picture shows what was inferred and nothing more. What
+        the model says of visible patches nobody trained unless the loss is on all, and it is the noise that pictures of MAE
+        are known for: they are shown in their mean colour.
         """
         size, P = (images.shape[2], images.shape[3]), self.encoder.patch_size
         rows, columns = grid_of(size, P)
@@ -230,7 +267,9 @@ class MAE(Method):
         order = torch.cat([keep, masked], dim=1)
         predicted = self.decode(images, keep, masked, everywhere=True).float()
         seen = take(patchify(images, P), keep)  # (B, K, P*P*C)
-        if self.settings.norm_pix:
+        if self.components is not None:
+            predicted = self.components.inverse(predicted)
+        elif self.settings.norm_pix:
             statistics = torch.stack([seen.mean(-1), (seen.var(-1) + 1e-6).sqrt()], dim=-1)  # (B, K, 2)
             places = torch.stack([order // columns, order % columns], dim=-1).float()  # (B, N, 2)
             distance = torch.cdist(places, places[:, : keep.shape[1]])  # (B, N, K)

@@ -535,6 +535,10 @@ def to_mae(state: State, patch_size: int) -> State:
         )
     if "token_target.counts" in state:
         raise BadInput("the reference MAE predicts pixels, and this one visual tokens: export its encoder, --to timm")
+    if "components.basis" in state:
+        raise BadInput(
+            "the reference MAE predicts pixels, and this one their components: export its encoder, --to timm"
+        )
     state = dict(state)
     encoder = {key.removeprefix("encoder."): state.pop(key) for key in list(state) if key.startswith("encoder.")}
     positions = state.pop("decoder_positions")

@@ -9,8 +9,9 @@ import torch
 
 from unmask import figures, models
 from unmask.data.decode import Preprocess
+from unmask.data.loader import Loader
 from unmask.data.sources import open_source
-from unmask.data.survey import survey
+from unmask.data.survey import Survey, survey
 from unmask.methods import METHODS
 from unmask.methods.dino import DINO
 from unmask.methods.mae import MAE
@@ -66,14 +67,10 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     test = open_source(settings.probe, **columns) if settings.probe else None
     same_data(stored, source, out)
     surveyed = survey(source, sample=2000)
-    choices = choose(surveyed, dataclasses.asdict(settings), device.type, kind.PAPERS)
+    choices, own = settled(kind, settings, own, surveyed, device)
     choices["precision"] = Choice(precision, why_precision)
     value = {name: choice.value for name, choice in choices.items()}
-    paper = paper_for(kind.PAPERS, value["encoder"])
-    size, batch_size = parse_size(value["image_size"]), value["batch_size"]
-    divided(batch_size, settings.accumulate)
-    own, reasons = kind.suit(own, len(source), batch_size, size, value["steps"])
-    choices |= {name: Choice(getattr(own, name), reason) for name, reason in reasons.items()}
+    paper, size = paper_for(kind.PAPERS, value["encoder"]), parse_size(value["image_size"])
     if stored:
         preprocess = Preprocess.from_dict(stored["preprocess"])
     else:
@@ -84,14 +81,16 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     # The model, the data, the run
     def build() -> Any:
         torch.manual_seed(settings.seed)
-        options = {"channels": value["channels"], "drop_path": value["drop_path"], **kind.built_with(own)}
-        return models.build(value["encoder"], image_size=size, **options)
+        return built(kind, value, own)
 
     def make() -> Method:
         tokens = getattr(own, "tokens", None)
         return kind(build(), own, **({"tokenizer": load_tokenizer(tokens, preprocess)} if tokens else {}))
 
     trained = make()
+    if isinstance(trained, MAE) and trained.components is not None:
+        first = Loader(source, preprocess, trained.views, min(256, len(source)), seed=settings.seed)
+        trained.components.fit(next(first(0)).views[0], trained.encoder.patch_size)
     watch = watched_images(source, preprocess, size)
     outcome = train(
         method,
@@ -147,6 +146,24 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     write_report(run.folder)
     conclude(run, result)
     return result
+
+
+def settled(
+    kind: type[Method], settings: Pretrain, own: Any, surveyed: Survey, device: torch.device
+) -> tuple[dict[str, Choice], Any]:
+    """Every setting with its reason, for a collection that was surveyed, and the method's own settings filled in."""
+    choices = choose(surveyed, dataclasses.asdict(settings), device.type, kind.PAPERS)
+    value = {name: choice.value for name, choice in choices.items()}
+    divided(value["batch_size"], settings.accumulate)
+    size = parse_size(value["image_size"])
+    own, reasons = kind.suit(own, surveyed.count, value["batch_size"], size, value["steps"])
+    return choices | {name: Choice(getattr(own, name), reason) for name, reason in reasons.items()}, own
+
+
+def built(kind: type[Method], value: dict[str, Any], own: Any) -> Any:
+    """The encoder that was settled on, untrained."""
+    options = {"channels": value["channels"], "drop_path": value["drop_path"], **kind.built_with(own)}
+    return models.build(value["encoder"], image_size=parse_size(value["image_size"]), **options)
 
 
 def draw(run: Run, trained: Any, watch: torch.Tensor, preprocess: Preprocess) -> None:
