@@ -18,7 +18,19 @@ from typing import Any
 
 from unmask.errors import BadInput
 
-__all__ = ["BadInput", "ablate", "attend", "compare", "detect", "distill", "embed", "export", "finetune", "inspect", "load"]
+__all__ = [
+    "BadInput",
+    "ablate",
+    "attend",
+    "compare",
+    "detect",
+    "distill",
+    "embed",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
+]
 __all__ += ["pack", "plan", "predict", "pretrain", "probe", "reconstruct", "robustness", "segment"]
 __version__ = version("unmask")
 
@@ -99,11 +111,7 @@ def _told(command: str, kinds: tuple[Any, Any], settings: dict[str, Any]) -> tup
     if "image_size" in general:
         size = general["image_size"]
         general["image_size"] = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
-<<<<<<< HEAD
-    for name in ("test", "probe", "student", "images", "masks", "test_masks", "classes"):
-=======
-    for name in ("test", "probe", "student", "labelled"):
->>>>>>> ablate
+    for name in ("test", "probe", "student", "labelled", "images", "masks", "test_masks", "classes"):
         if isinstance(general.get(name), Path):
             general[name] = str(general[name])
     return general, kinds[1](**own)
