@@ -195,8 +195,6 @@ def found(images: Sequence[Tensor], finds: Sequence[Found], truths: Sequence[Obj
         axes.set_axis_off()
     for axes, image, each, truth in zip(grid.flat, images, finds, truths, strict=False):
         axes.imshow(displayable(image), interpolation="bilinear")
-        for box in truth.boxes.tolist():
-            axes.add_patch(outline(box, "white", 1.6, (0, (2, 2)), 0.9))
         for j, (box, number, score) in enumerate(zip(each.boxes.tolist(), each.classes, each.scores, strict=True)):
             if score < SURE:
                 continue
@@ -208,7 +206,9 @@ def found(images: Sequence[Tensor], finds: Sequence[Found], truths: Sequence[Obj
                 layer = np.zeros((*shape.shape, 4), dtype=np.float32)
                 layer[..., :3], layer[..., 3] = to_rgb(colour), 0.45 * shape
                 axes.imshow(layer, interpolation="nearest")
-            axes.add_patch(outline(box, colour, 1.4, "solid", 1.0))
+            axes.add_patch(outline(box, colour, 2.0, "solid", 1.0))
+        for box in truth.boxes.tolist():
+            axes.add_patch(outline(box, "white", 1.2, (0, (3, 2)), 1.0))
     drawn = range(min(len(classes), len(SERIES)))
     keys = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=SERIES[k], linewidth=2) for k in drawn]
     names = [shortened(classes[k], 20) + ("" if len(classes) <= len(SERIES) else ", …") for k in drawn]
