@@ -152,7 +152,7 @@ def call(verb: str, arguments: list[str]) -> int:
             raise BadInput(
                 f"no method is called {name!r}: use one of {', '.join(METHODS)}, as in unmask {verb} mae --data …"
             )
-        words = METHODS[name].SUMMARY if verb == "pretrain" else None
+        words = METHODS[name].SUMMARY if verb == "pretrain" else module.HELP
         first, own, verb = (name,), METHODS[name].Settings, f"{verb} {name}"
     general = getattr(module, settings)
     if own is None:

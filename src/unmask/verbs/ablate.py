@@ -56,18 +56,21 @@ FREE = ("out", "resume", "probe", "device", "workers", "hold", "shard")
 """Those that may be others when an ablation is gone on with."""
 
 
+HELP = """Pre-train over a grid of settings, and see which is worth what it costs. Each cell of the grid is a run like any
+other, in a folder of its own in --out; then a linear layer is fitted to its frozen encoder, and the encoder is fine-tuned. The
+same command goes on where it was stopped, and with more values only what is new is trained.
+
+  unmask ablate mae --vary mask_ratio=0.15,0.5,0.75,0.9 --data images/ --test held-out/ --out runs/ratio
+  unmask ablate mae --vary decoder_depth=1,4 --vary seed=0,1,2 --epochs 100 --data images/ --out runs/depth
+  unmask ablate mae --grid target --tokens runs/dvae --data images/ --test held-out/ --out runs/target
+
+All other options are those of unmask pretrain METHOD, the same for all cells. The whole is in OUT/report.html, ablation.png,
+ablation.csv and ablation.json."""
+
+
 @dataclass(frozen=True)
 class Ablate(Pretrain):
-    """Pre-train over a grid of settings, and see which is worth what it costs. Each cell of the grid is a run like any other, in
-    a folder of its own in --out; then a linear layer is fitted to its frozen encoder, and the encoder is fine-tuned. The same
-    command goes on where it was stopped, and with more values only what is new is trained.
-
-    unmask ablate mae --vary mask_ratio=0.15,0.5,0.75,0.9 --data images/ --test held-out/ --out runs/ratio
-    unmask ablate mae --vary decoder_depth=1,4 --vary seed=0,1,2 --epochs 100 --data images/ --out runs/depth
-    unmask ablate mae --grid target --tokens runs/dvae --data images/ --test held-out/ --out runs/target
-
-    All other options are those of `unmask pretrain METHOD`, the same for all cells. The whole is in OUT/report.html,
-    ablation.png, ablation.csv and ablation.json."""
+    """Pre-train over a grid of settings, and see which is worth what it costs."""
 
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE,VALUE…")] = ()
     """A setting, the method's own or of any training, and its values: mask_ratio=0.5,0.75. Of several, every combination is a
