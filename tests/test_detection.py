@@ -343,7 +343,7 @@ def test_the_command_is_gone_on_with_and_judged(squares, tmp_path, capsys):
     table = unmask.predict(out, data=squares.parent, out=tmp_path / "again.parquet")
     assert list(table) == ["path", "class", "score", "left", "top", "right", "bottom"]
     assert (tmp_path / "found.csv").read_text().count("\n") == len(table) + 1
-    with pytest.raises(BadInput, match="a detector, not a classifier"):
+    with pytest.raises(BadInput, match="no classifier, but a detector"):
         unmask.distill(out, data=squares.parent, out=tmp_path / "student")
     encoder, _ = unmask.load(out)
     assert encoder.width == 192

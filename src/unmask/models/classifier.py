@@ -1,14 +1,11 @@
 """An encoder with a head that names classes: what learning from labels makes, and what predicts."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from unmask.errors import BadInput
-from unmask.models import Encoder, interop
-from unmask.training.run import write
+from unmask.models import Encoder, heads
 
 
 class Classifier(nn.Module):
@@ -44,44 +41,24 @@ class Classifier(nn.Module):
         return logits.float().sigmoid() if self.several else logits.float().softmax(dim=1)
 
 
-HEAD = "norm.", "linear."
-"""Beginnings of the names of all that is not the encoder."""
-
-
 def save(classifier: Classifier, run: Path, config: dict[str, Any]) -> None:
-    """Write the encoder into `run`/encoder, as interop.save does with `config`, and the head into `run`/head:
-    model.safetensors and a config.json with the classes."""
-    interop.save(classifier.encoder, run / "encoder", config)
-    (run / "head").mkdir(exist_ok=True)
-    state = {name: value for name, value in classifier.state_dict().items() if name.startswith(HEAD)}
-    interop.save_whole(state, run / "head" / "model.safetensors")
+    """Write the encoder and the head of a classifier into a run, see `unmask.models.heads`."""
     facts = {
+        "kind": "classifier",
         "classes": list(classifier.classes),
         "several": classifier.several,
         "batch_norm": isinstance(classifier.norm, nn.BatchNorm1d),
         "width": classifier.linear.in_features,
     }
-    write(run / "head" / "config.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    heads.save(classifier, run, config, facts)
 
 
 def load(run: str | Path) -> tuple[Classifier, dict[str, Any]]:
     """The classifier of a run, in evaluation mode, and the config of its encoder. BadInput where there is none, or it is
     damaged."""
-    run = Path(run)
-    if not (run / "head" / "config.json").is_file():
-        raise BadInput(f"{run} holds no classifier: name a run of `unmask finetune` or `unmask distill`")
-    encoder, config = interop.load(run)
-    facts = interop.read_config(run / "head")
-    if (kind := facts.get("kind", "classifier")) != "classifier":
-        raise BadInput(f"{run} holds a {kind}, not a classifier: `unmask predict` says what it finds")
-    try:
-        classes, several = tuple(facts["classes"]), facts["several"]
-        classifier = Classifier(encoder, classes, facts["width"], several=several, batch_norm=facts["batch_norm"])
-    except (KeyError, TypeError, ValueError):
-        raise BadInput(f"{run / 'head' / 'config.json'} describes no head that this version of unmask knows") from None
-    path = run / "head" / "model.safetensors"
-    state = interop.read_state(path)
-    whole = classifier.state_dict()
-    interop.check(state, {name: value for name, value in whole.items() if name.startswith(HEAD)}, path)
-    classifier.load_state_dict(whole | state)
-    return classifier.eval(), config
+
+    def make(encoder: Encoder, facts: dict[str, Any]) -> Classifier:
+        told = {"several": facts["several"], "batch_norm": facts["batch_norm"]}
+        return Classifier(encoder, tuple(facts["classes"]), facts["width"], **told)
+
+    return heads.load(run, "classifier", make)

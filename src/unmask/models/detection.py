@@ -9,7 +9,6 @@ smallest size is a setting. From MAE's and ViTDet's detectors: torchvision's hea
 convolutions for masks) without their norms.
 """
 
-import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,8 @@ from torchvision.models.detection.roi_heads import (
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
 
-from unmask.errors import BadInput
-from unmask.models import interop
+from unmask.models import Encoder, heads
 from unmask.models.pyramid import Pyramid
-from unmask.training.run import write
 
 RATIOS = 0.5, 1.0, 2.0
 """Height over width of the anchors of each size."""
@@ -225,16 +222,8 @@ def binary_entropy(share: Tensor) -> Tensor:
     return -(share * share.log() + (1 - share) * (1 - share).log())
 
 
-ENCODER = "pyramid.encoder."
-"""How the names of the encoder's weights begin, which lie in a folder of their own."""
-
-
 def save(detector: Detector, run: Path, config: dict[str, Any]) -> None:
-    """Write the encoder into `run`/encoder, as interop.save does with `config`, and all else into `run`/head."""
-    interop.save(detector.encoder, run / "encoder", config)
-    (run / "head").mkdir(exist_ok=True)
-    state = {name: value for name, value in detector.state_dict().items() if not name.startswith(ENCODER)}
-    interop.save_whole(state, run / "head" / "model.safetensors")
+    """Write the encoder and all that stands on it into a run, see `unmask.models.heads`."""
     pyramid = detector.pyramid
     facts = {
         "kind": "detector",
@@ -246,26 +235,15 @@ def save(detector: Detector, run: Path, config: dict[str, Any]) -> None:
         "map_channels": pyramid.channels,
         "window": pyramid.window,
     }
-    write(run / "head" / "config.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    heads.save(detector, run, config, facts)
 
 
 def load(run: str | Path) -> tuple[Detector, dict[str, Any]]:
     """The detector of a run, in evaluation mode, and its encoder's config. BadInput where there is none, or it is damaged."""
-    run = Path(run)
-    facts = interop.read_config(run / "head") if (run / "head" / "config.json").is_file() else {}
-    if facts.get("kind") != "detector":
-        raise BadInput(f"{run} holds no detector: name a run of `unmask detect`")
-    encoder, config = interop.load(run)
-    try:
+
+    def make(encoder: Encoder, facts: dict[str, Any]) -> Detector:
         pyramid = Pyramid(encoder, facts["pyramid"], facts["map_channels"], facts["window"])
         told = {name: facts[name] for name in ("masks", "anchor", "proposals")}
-        detector = Detector(pyramid, tuple(facts["classes"]), **told)
-    except (KeyError, TypeError, ValueError):
-        raise BadInput(
-            f"{run / 'head' / 'config.json'} describes no detector that this version of unmask knows"
-        ) from None
-    path = run / "head" / "model.safetensors"
-    state, whole = interop.read_state(path), detector.state_dict()
-    interop.check(state, {name: value for name, value in whole.items() if not name.startswith(ENCODER)}, path)
-    detector.load_state_dict(whole | state)
-    return detector.eval(), config
+        return Detector(pyramid, tuple(facts["classes"]), **told)
+
+    return heads.load(run, "detector", make)

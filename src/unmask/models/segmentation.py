@@ -6,7 +6,6 @@ The head is that of mmsegmentation, and of transformers' UperNetHead, with which
 512 channels on maps of 768).
 """
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 
 from unmask.errors import BadInput
 from unmask.layers import to_compute_dtype
-from unmask.models import Encoder, interop
+from unmask.models import Encoder, heads
 from unmask.models.backbones import Backbone
 from unmask.models.pyramid import Pyramid
 from unmask.models.vit import ViT
-from unmask.training.run import write
 
 POOLS = 1, 2, 3, 6
 """Places a side that pyramid pooling averages the coarsest map into."""
@@ -153,41 +151,22 @@ class Segmenter(nn.Module):
         return resized(self.head(self.maps(images)), images.shape[2:])
 
 
-ENCODER = "maps.encoder."
-"""Beginning of the names of what is the encoder's."""
-
-
 def save(segmenter: Segmenter, run: Path, config: dict[str, Any]) -> None:
-    """Write the encoder into `run`/encoder, as interop.save does with `config`, and all else into `run`/head."""
-    interop.save(segmenter.encoder, run / "encoder", config)
-    (run / "head").mkdir(exist_ok=True)
-    state = {name: value for name, value in segmenter.state_dict().items() if not name.startswith(ENCODER)}
-    interop.save_whole(state, run / "head" / "model.safetensors")
+    """Write the encoder and all that stands on it into a run, see `unmask.models.heads`."""
     maps = segmenter.maps
     facts: dict[str, Any] = {"kind": "segmenter", "classes": list(segmenter.classes), "head": "linear"}
     if isinstance(maps, Pyramid):
         facts |= {"head": "upernet", "pyramid": maps.way, "map_channels": maps.channels, "window": maps.window}
-    write(run / "head" / "config.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    heads.save(segmenter, run, config, facts)
 
 
 def load(run: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     """The segmenter of a run, in evaluation mode, and its encoder's config. BadInput where there is none, or it is damaged."""
-    run = Path(run)
-    facts = interop.read_config(run / "head") if (run / "head" / "config.json").is_file() else {}
-    if facts.get("kind") != "segmenter":
-        raise BadInput(f"{run} holds no segmenter: name a run of `unmask segment`")
-    encoder, config = interop.load(run)
-    try:
-        maps: Pyramid | LastMap = LastMap(encoder)
-        if facts["head"] != "linear":
-            maps = Pyramid(encoder, facts["pyramid"], facts["map_channels"], facts["window"])
-        segmenter = Segmenter(maps, tuple(facts["classes"]))
-    except (KeyError, TypeError, ValueError):
-        raise BadInput(
-            f"{run / 'head' / 'config.json'} describes no segmenter that this version of unmask knows"
-        ) from None
-    path = run / "head" / "model.safetensors"
-    state, whole = interop.read_state(path), segmenter.state_dict()
-    interop.check(state, {name: value for name, value in whole.items() if not name.startswith(ENCODER)}, path)
-    segmenter.load_state_dict(whole | state)
-    return segmenter.eval(), config
+
+    def make(encoder: Encoder, facts: dict[str, Any]) -> Segmenter:
+        if facts["head"] == "linear":
+            return Segmenter(LastMap(encoder), tuple(facts["classes"]))
+        pyramid = Pyramid(encoder, facts["pyramid"], facts["map_channels"], facts["window"])
+        return Segmenter(pyramid, tuple(facts["classes"]))
+
+    return heads.load(run, "segmenter", make)

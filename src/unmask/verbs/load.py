@@ -50,12 +50,6 @@ def load_classifier(run: str | Path) -> tuple[Classifier, Preprocess]:
     return found, Preprocess.from_dict(config["preprocess"])
 
 
-def kind_of(run: str | Path) -> str:
-    """What stands on the encoder of a run: "classifier", "detector", "segmenter", or "" where nothing does."""
-    head = Path(run) / "head"
-    return interop.read_config(head).get("kind", "classifier") if (head / "config.json").is_file() else ""
-
-
 def load_detector(run: str | Path) -> tuple[Detector, Preprocess]:
     """The detector of a run of `unmask detect`, in evaluation mode, and what is to be done to images before it sees them.
     BadInput for anything else."""
