@@ -26,7 +26,6 @@ from unmask.training.run import Run
 from unmask.verbs import dense
 from unmask.verbs.choices import Choice, parse_size
 from unmask.verbs.dense import Dense
-from unmask.verbs.report import write_report
 from unmask.verbs.train import Outcome, check, conclude, divided, resumed, same_data, train
 
 Own = Settings
@@ -165,16 +164,14 @@ def finish(
         models.save(trained.detector, run.folder, told)
         tested = examine(run, trained.detector, learnt, test, preprocess, size, protocol, reading)
     verdict = health.judge(outcome.history, value["lr"], value["usual_lr"], outcome.failure)
-    if tested is not None and verdict.word == "learning" and tested["ap50_low"] <= tested["blind"]["ap50"]:
+    judged = tested is not None and tested["ap50"] is not None and verdict.word in ("learning", "starved by the loader")
+    if judged and tested["ap50_low"] <= tested["blind"]["ap50"]:
         sentence = f"{verdict.sentence}, but on images it never saw {tested['sentence'].lower()}"
         advice = ("train longer: give more --epochs or --steps", *verdict.advice)
         verdict = health.Verdict("no better than uninformed", sentence.rstrip("."), advice)
     result = outcome.result(verdict, trained, len(learnt), value["precision"], reading["device"])
     kept = ("protocol", "sentence", "ap50", "ap50_low", "ap50_high", "ap", "ap_low", "ap_high", "n", "objects")
     result["test"] = None if tested is None else {name: tested[name] for name in kept}
-    run.write("result.json", result)
-    run.close()
-    write_report(run.folder)
     conclude(run, result)
     return result
 

@@ -43,7 +43,6 @@ from unmask.verbs.choices import (
 )
 from unmask.verbs.load import load, load_classifier
 from unmask.verbs.probe import groups_of, labelled
-from unmask.verbs.report import write_report
 from unmask.verbs.train import Outcome, Training, check, conclude, divided, measured, resumed, same_data, train
 
 Own = Settings
@@ -447,9 +446,6 @@ def finish(
     verdict = judge(health.judge(outcome.history, value["lr"], value["usual_lr"], outcome.failure), outcome, tested)
     result = outcome.result(verdict, trained, len(part.train.source), value["precision"], reading["device"])
     result["test"] = None if tested is None else brief(tested)
-    run.write("result.json", result)
-    run.close()
-    write_report(run.folder)
     conclude(run, result)
     return result
 
@@ -570,9 +566,6 @@ def together(
         "parts": {part.name: each["test"] for part, each in zip(parts, results, strict=True)},
         "test": brief(tested),
     }
-    run.write("result.json", result)
-    run.close()
-    write_report(run.folder)
     conclude(run, result)
     return result
 

@@ -27,7 +27,6 @@ from unmask.verbs.choices import Choice, choose, paper_for, parse_size
 from unmask.verbs.load import load_tokenizer
 from unmask.verbs.probe import few, judge, watch_probe
 from unmask.verbs.reconstruct import picture
-from unmask.verbs.report import write_report
 from unmask.verbs.train import Training, check, conclude, divided, measured, resumed, same_data, train, watched_images
 
 
@@ -141,9 +140,6 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         run.write("probe.json", judged)
     verdict = health.judge(outcome.history, value["lr"], value["usual_lr"], failure, judged)
     result = outcome.result(verdict, trained, len(source), precision, device)
-    run.write("result.json", result)
-    run.close()
-    write_report(run.folder)
     conclude(run, result)
     return result
 

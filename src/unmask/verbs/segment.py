@@ -42,7 +42,6 @@ from unmask.verbs import dense
 from unmask.verbs.choices import Choice, parse_size
 from unmask.verbs.dense import Dense
 from unmask.verbs.probe import groups_of
-from unmask.verbs.report import write_report
 from unmask.verbs.train import Outcome, Unreadable, check, conclude, divided, resumed, same_data, train
 
 Own = Settings
@@ -301,9 +300,6 @@ def finish(
     result = outcome.result(verdict, trained, len(learnt), value["precision"], reading["device"])
     kept = ("protocol", "sentence", "miou", "miou_low", "miou_high", "accuracy", "accuracy_low", "accuracy_high", "n")
     result["test"] = None if tested is None else {name: tested[name] for name in kept}
-    run.write("result.json", result)
-    run.close()
-    write_report(run.folder)
     conclude(run, result)
     return result
 

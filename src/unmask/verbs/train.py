@@ -26,6 +26,7 @@ from unmask.training.optim import Optimiser, Recipe
 from unmask.training.run import Run, plain, revive
 from unmask.verbs.choices import Choice
 from unmask.verbs.probe import few
+from unmask.verbs.report import write_report
 
 Told = TypeVar("Told", bound="Training")
 
@@ -409,7 +410,10 @@ def announce(method: str, source: Source, said: str, choices: dict[str, Choice],
 
 
 def conclude(run: Run, result: dict[str, Any]) -> None:
-    """The sentence at the end."""
+    """Write result.json and the page of a run, and say the sentence at the end."""
+    run.write("result.json", result)
+    run.close()
+    write_report(run.folder)
     colour = "green" if result["verdict"] == "learning" else "red"
     console.print(f"\n[bold {colour}]{result['verdict']}[/]: {result['sentence']}.")
     for advice in result["advice"]:
