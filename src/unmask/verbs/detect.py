@@ -164,8 +164,12 @@ def finish(
         models.save(trained.detector, run.folder, told)
         tested = examine(run, trained.detector, learnt, test, preprocess, size, protocol, reading)
     verdict = health.judge(outcome.history, value["lr"], value["usual_lr"], outcome.failure)
-    judged = tested is not None and tested["ap50"] is not None and verdict.word in ("learning", "starved by the loader")
-    if judged and tested["ap50_low"] <= tested["blind"]["ap50"]:
+    if (
+        tested is not None
+        and tested["ap50"] is not None
+        and verdict.word in ("learning", "starved by the loader")
+        and tested["ap50_low"] <= tested["blind"]["ap50"]
+    ):
         sentence = f"{verdict.sentence}, but on images it never saw {tested['sentence'].lower()}"
         advice = ("train longer: give more --epochs or --steps", *verdict.advice)
         verdict = health.Verdict("no better than uninformed", sentence.rstrip("."), advice)
