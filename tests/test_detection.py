@@ -307,8 +307,8 @@ def test_the_command_is_gone_on_with_and_judged(squares, tmp_path, capsys):
     test = json.loads((tmp_path / "whole" / "test.json").read_text())
     assert (
         test["kind"] == "detection"
-        and test["n"] == 4
-        and test["train"] == 20
+        and test["n"] == 5
+        and test["train"] == 19
         and test["protocol"] == "held-out fifth by image"
     )
     assert "masks" in test  # every square has one

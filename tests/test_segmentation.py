@@ -40,6 +40,7 @@ from unmask.evaluate.segmentation import (
     tally,
 )
 from unmask.models import segmentation
+from unmask.models.heads import kind_of
 from unmask.models.pyramid import Pyramid
 from unmask.models.segmentation import FCN, LastMap, Segmenter, UPerNet
 from unmask.training.engine import Clock, fit
@@ -483,7 +484,7 @@ def test_a_probe_of_a_run_and_a_table_with_a_held_out_fifth(segmented, pictures,
     assert all(torch.equal(before[name], after[name]) for name in before)
     test = json.loads((tmp_path / "probe" / "test.json").read_text())
     assert test["protocol"] == "held-out fifth by group" and test["n"] == 4 and test["train"] == 16
-    assert unmask.verbs.load.kind_of(tmp_path / "probe") == "segmenter"
+    assert kind_of(tmp_path / "probe") == "segmenter"
     told += ["--encoder", "resnet18", "--out", tmp_path / "untrained", "--steps", "2", *quick]
     assert run("segment", *told) == 0  # what the other is to be set beside
     assert run("predict", tmp_path / "probe", "--data", files[0].parent, "--out", tmp_path / "maps") == 0
