@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from unmask.training.optim import Recipe
 from unmask.training.run import Run
 
 
-def small(image_size=(16, 16), channels=1, **options):
+def small(image_size=(16, 16), channels=1, **options) -> Any:
     torch.manual_seed(0)
     encoder = ViT(image_size, 4, channels, width=64, depth=2, heads=2, positions="sincos", pool="mean")
     return MAE(encoder, Settings(**options))
@@ -175,7 +176,7 @@ def digits(batch_size):
     return Loader(source, Preprocess(1, (0.3,), (0.37,)), (view,), batch_size)
 
 
-def learner(**options):
+def learner(**options) -> Any:
     torch.manual_seed(0)
     encoder = ViT((8, 8), 2, 1, width=64, depth=2, heads=2, positions="sincos", pool="mean")
     return MAE(encoder, Settings(**options))
@@ -215,7 +216,7 @@ def pictures(count=64):
     return waves + 0.02 * torch.randn(count, 1, 16, 16, generator=draw)
 
 
-def of_components(**options):
+def of_components(**options) -> Any:
     mae = small(target="pca", **options)
     mae.components.fit(pictures(), 4)
     return mae
@@ -278,7 +279,7 @@ def test_a_run_of_components_goes_on_and_paints(tmp_path, hasty_probes):
     run = Run(shutil.copytree(tmp_path / "whole", tmp_path / "cut"))
     run.checkpoints()[-1].unlink()
     unmask.pretrain("mae", out=run.folder, resume=True)
-    expected, found = (Run(tmp_path / name).restore()["method"] for name in ("whole", "cut"))
+    expected, found = ((Run(tmp_path / name).restore() or {})["method"] for name in ("whole", "cut"))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert expected["components.basis"].shape == (2, 16) and expected["components.scale"] > 0
     assert (tmp_path / "whole" / "figures" / "reconstruction.png").is_file()
