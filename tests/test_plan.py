@@ -163,3 +163,9 @@ def test_bad_input_is_one_line(arguments, line, capsys):
     assert run(*arguments) == 2
     said = capsys.readouterr().err.strip()
     assert line in said and "\n" not in said
+
+
+def test_dropout_in_attention_is_planned():
+    """Compact transformers leave out weights by random numbers, of which a step that is only played through has none."""
+    found = plan.needs(lambda: mae("vit-lite-2/4"), 4, "bf16", "adamw")
+    assert found.flops > 0 and found.peak > 0

@@ -131,6 +131,7 @@ def test_an_fpn_on_the_stages_of_a_resnet():
     ]
     sum(x.square().mean() for x in maps).backward()
     assert all(p.grad is not None for p in pyramid.parameters() if p.requires_grad)
+    assert Pyramid(models.build("resnet18", image_size=(240, 320)), "fpn", 16).strides == STRIDES  # 240 is 7.5 times 32
 
 
 def test_what_gives_no_pyramid_is_told():

@@ -105,7 +105,8 @@ class Pyramid(nn.Module):
         with torch.no_grad():
             maps = self.convolved(encoder.eval(), torch.zeros(1, encoder.channels, *size))
         encoder.train()
-        self.strides = tuple(size[0] // x.shape[2] for x in maps)
+        # to a power of two: of an image that is no multiple of it, the last place of a map is a part
+        self.strides = tuple(2 ** round(math.log2(size[0] / x.shape[2])) for x in maps)
         if len(maps) != 4 or any(b != 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)):
             raise BadInput(f"{wrong}: its maps are of strides {', '.join(map(str, self.strides))}")
         self.stride = self.strides[-1]

@@ -158,7 +158,7 @@ def chosen(
                 raise BadInput(
                     f"--{name.replace('_', '-')}: a linear head sees the last block alone, without windows; leave it out"
                 )
-    patch = getattr(began[0], "patch_size", LEAST) if began is not None else patch_of(settings.encoder)
+    patch = getattr(began[0], "patch_size", 16) if began is not None else patch_of(settings.encoder)
     papers = {"vit": LINEAR, "resnet": LINEAR} if linear else PAPERS
     choices, paper, _ = dense.chosen(
         settings, began, learnt.source, papers, device, patch if linear else max(16, patch)
@@ -205,9 +205,9 @@ UNEVEN = 10
 
 
 def patch_of(encoder: str | None) -> int:
-    """Pixels a side of the patches of an encoder of this name; 32 where it has none, or is yet to be chosen."""
+    """Pixels a side of the patches of an encoder of this name; 16 where it has none, or is yet to be chosen."""
     after = (encoder or "").rpartition("/")[2]
-    return max(1, int(after)) if after.isdigit() else LEAST
+    return max(1, int(after)) if after.isdigit() else 16
 
 
 def looking(
