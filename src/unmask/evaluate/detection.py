@@ -10,8 +10,8 @@ had SGD: from random weights, on few images, AdamW's steps need no warm start, a
 Published, COCO box AP, Mask R-CNN as MAE had it: supervised 47.9 / 49.3 (ViT-B / L), MAE 50.3 / 53.3.
 
 Deviations: a random crop of 0.3 to 1 of the image, resized, in place of large-scale jitter (0.1 to 2.0 times with padding); a
-warm-up of 5% of the run in place of 250 steps of 184,375; collections smaller than COCO get the rate that the run explains;
-crowds are not learnt from, and anchors on them count as ground, as in torchvision's reference.
+warm-up of 5% of the run in place of 250 steps of 184,375; collections smaller than COCO get the rate that the run explains, and
+no layer decay; crowds are not learnt from, and anchors on them count as ground, as in torchvision's reference.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ class Settings:
     """Strength of random brightness, contrast and saturation; SSD-like detectors take about 0.4, Mask R-CNN none."""
     layer_decay: float | None = None
     """Each layer learns this many times as fast as the one after it. Default: ViTDet's 0.7 (large 0.8, huge 0.9) for a ViT that
-    was trained before, else 1."""
+    was trained before and 10,000 steps or more, else 1: on blood cells, 600 steps, 0.7 cost three points."""
 
 
 def usual_anchor(annotated: Annotated, size: tuple[int, int]) -> tuple[float, float]:

@@ -121,8 +121,11 @@ def chosen(
     anchor, small = usual_anchor(learnt, size)
     decay, why_decay = 1.0, ""
     if began is not None and isinstance(began[0], ViT):
-        depth = began[0].config["depth"]
+        depth, steps = began[0].config["depth"], choices["steps"].value
         decay, why_decay = LAYER_DECAY[min(LAYER_DECAY, key=lambda known: abs(known - depth))], "ViTDet's"
+        if paper.updates is not None and steps < paper.updates:
+            why_decay = f"{steps:,} steps are too few to hold the first layers back (ViTDet: {decay}, of 184,375)"
+            decay = 1.0
     on_cpu = device.type == "cpu"
     usual = {
         "masks": (learnt.masked, "every object has a mask" if learnt.masked else ""),
