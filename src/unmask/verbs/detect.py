@@ -34,8 +34,12 @@ Own = Settings
 @dataclass(frozen=True)
 class Detect(Dense):
     """Learn to find objects: Faster R-CNN, or Mask R-CNN where objects have masks, on an encoder that was trained before, or on a
-    new one. --data and --test: a COCO .json file, or a Pascal VOC folder, of a split as FOLDER:train."""
+    new one."""
 
+    data: str | None = None
+    """Images with their objects to learn from: a COCO .json file, or a Pascal VOC folder, of a split as FOLDER:train."""
+    test: str | None = None
+    """The same to be judged on. Without it a fifth of --data is held out."""
     images: str | None = None
     """Folder of the images of --data and --test, where they are not found beside the annotations."""
 

@@ -52,9 +52,12 @@ LEAST = 32
 @dataclass(frozen=True)
 class Segment(Dense):
     """Learn the class of every pixel: UPerNet on an encoder that was trained before, or on a new one; or a linear layer that
-    tests what an encoder knows. --data and --test: a folder of images, whose masks lie beside it or in --masks, or a table with
-    the columns `image` and `mask`. A mask is a PNG of the image's size whose values are class numbers."""
+    tests what an encoder knows. A mask is a PNG of its image's size whose values are class numbers."""
 
+    data: str | None = None
+    """Images to learn from: a folder, whose masks lie beside it or in --masks, or a table with the columns `image` and `mask`."""
+    test: str | None = None
+    """The same to be judged on. Without it a fifth of --data is held out, by --group where there is one."""
     masks: str | None = None
     """Folder of the masks of --data, each of the name and subfolder of its image. Default: where a folder in the path is called
     images, the same path with masks in its place."""
