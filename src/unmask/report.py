@@ -260,12 +260,7 @@ def found(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
         ("of masks, overlaps 0.5 to 0.95", test.get("masks") or {}, "ap"),
         ("always finding the same boxes, at half overlap", test["blind"], "ap50"),
     ]
-    tiles = "".join(
-        f"<div><b>{interval(of, key, f'{key}_low', f'{key}_high')}</b><span>{name}</span></div>"
-        for name, of, key in shown
-        if of.get(key) is not None
-    )
-    body += f'<div class="facts">{tiles}</div>'
+    body += tiles(shown)
     if "found" in pictures:
         body += picture(pictures["found"], "Test images with what was found and what is there.")
         body += "<p>Test images evenly spread over the set, not chosen. Of finds only those with a score of 0.5 or more.</p>"
@@ -295,11 +290,7 @@ def segmented(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
         (f"mIoU of always naming {test['majority']['name']}", test["majority"], "miou"),
         ("pixels right so", test["majority"], "accuracy"),
     ]
-    tiles = "".join(
-        f"<div><b>{interval(of, key, f'{key}_low', f'{key}_high')}</b><span>{text(name)}</span></div>"
-        for name, of, key in shown
-    )
-    body += f'<div class="facts">{tiles}</div>'
+    body += tiles(shown)
     if "segments" in pictures:
         body += picture(pictures["segments"], "Test images, what they are and what is said of them.", "54rem")
         body += (
@@ -330,6 +321,16 @@ def segmented(test: dict[str, Any], pictures: dict[str, bytes]) -> str:
         "reckoned over the pixels of all images together, so a small class counts as much as a large one in the mean."
     )
     return section("What it says of every pixel, in images it never saw", words, body)
+
+
+def tiles(shown: Iterable[tuple[str, dict[str, Any], str]]) -> str:
+    """Figures with their intervals: what each is, and where it stands under which key."""
+    told = "".join(
+        f"<div><b>{interval(of, key, f'{key}_low', f'{key}_high')}</b><span>{text(name)}</span></div>"
+        for name, of, key in shown
+        if of.get(key) is not None
+    )
+    return f'<div class="facts">{told}</div>'
 
 
 def spread(one: dict[str, Any], key: str) -> str:
