@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from skimage.draw import polygon
 
 Array = NDArray[np.float64]
 
 FINER = 4
-"""Points a side at which each pixel's coverage is sampled."""
+"""Lines a pixel on which its coverage is found."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,9 @@ def appearance(
     right, near = right * np.cos(lean) + near * np.sin(lean), near * np.cos(lean) - right * np.sin(lean)
     right, up = c * right - s * up, s * right + c * up
     lamp = np.array(light.direction) / np.linalg.norm(light.direction)
-    half = (lamp + [0, 0, 1]) / np.linalg.norm(lamp + [0, 0, 1])
-    lit = np.maximum(lamp[0] * right + lamp[1] * up + lamp[2] * near, 0)
+    half = lamp + np.array([0, 0, 1])
+    half /= np.linalg.norm(half)
+    lit = np.maximum(lamp[0] * right + lamp[1] * up + lamp[2] * near + 0.25, 0) / 1.25  # the screen lights it, too
     gloss = np.maximum(half[0] * right + half[1] * up + half[2] * near, 0) ** 24
     fine, coarse = form.standard_normal((2, *cover.shape))
     texture = 1.3 * gaussian_filter(fine, 0.6) + 5.5 * gaussian_filter(coarse, 2.0)
@@ -118,14 +118,18 @@ def appearance(
 
 
 def covered(points: Array, pixels: int) -> Array:
-    """The share of each pixel (pixels, pixels) that a polygon covers; points (N, 2) are pixels right and up of the middle."""
-    side = FINER * pixels
-    fine = np.zeros((side, side))
-    rows, columns = polygon(
-        (pixels / 2 - points[:, 1]) * FINER - 0.5, (points[:, 0] + pixels / 2) * FINER - 0.5, fine.shape
-    )
-    fine[rows, columns] = 1
-    return fine.reshape(pixels, FINER, pixels, FINER).mean((1, 3))
+    """The share of each pixel (pixels, pixels) that a polygon covers, in FINER lines a pixel, exact along each; points (N, 2)
+    are pixels right and up of the middle."""
+    x, y = pixels / 2 + points[:, 0], pixels / 2 - points[:, 1]
+    x2, y2 = np.roll(x, -1), np.roll(y, -1)
+    line = ((np.arange(FINER * pixels) + 0.5) / FINER)[:, None]  # (L, 1)
+    crossed, side = np.nonzero((y <= line) != (y2 <= line))
+    across = x[side] + (line[crossed, 0] - y[side]) / (y2 - y)[side] * (x2 - x)[side]
+    way = np.sign(y2 - y)[side] / FINER
+    beyond = np.clip(np.arange(1, pixels + 1) - across[:, None], 0, 1)  # share of each pixel right of the crossing
+    cover = np.zeros((pixels, pixels))
+    np.add.at(cover, crossed // FINER, way[:, None] * beyond)
+    return np.clip(np.abs(cover), 0, 1)
 
 
 def dorsal(ridges: int, form: np.random.Generator) -> Array:

@@ -32,7 +32,7 @@ import dataclasses
 import shutil
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,7 +93,7 @@ class Model:
 
     effect: float = 1.0
     """Multiplies `skill`: 0 for hands that differ in everything but skill."""
-    skill: Traits = Traits(  # noqa: RUF009, frozen
+    skill: Traits = Traits(
         elongation=0.5, platform=-0.6, convergence=0.3, irregularity=-0.7, hinge=-0.7, thickness=-0.6, ridges=0.4
     )
     """What 20 years of practice rather than 1 (or an expert rather than a novice) do to each trait, in standard deviations
@@ -131,11 +131,11 @@ class Model:
     """Standard deviation of its logit."""
     bend: float = 0.06
     """Standard deviation of the axis' sagitta over the length, left or right; no one's skill."""
-    irregularity: float = 0.034
+    irregularity: float = 0.032
     """Median root mean square of the outline's noise, a share of its distance from the middle."""
     irregularity_spread: float = 0.35
     """Standard deviation of its logarithm."""
-    power: float = 1.1
+    power: float = 1.4
     """p: the noise's amplitudes fall as 1/f^p."""
     hinge: float = 0.18
     """Share of flakes that end in a hinge or step."""
@@ -316,7 +316,7 @@ def size_law(sizes: Array, model: Model) -> Array:
 def sizes_of(shares: Array, model: Model) -> Array:
     """The inverse of `size_law`, mm."""
     low, high = (np.exp(-((x / model.characteristic) ** model.modulus)) for x in (model.least, model.most))
-    return model.characteristic * (-np.log(low - shares * (low - high))) ** (1 / model.modulus)
+    return model.characteristic * (-np.log(low * (1 - shares) + high * shares)) ** (1 / model.modulus)
 
 
 # Form
@@ -442,20 +442,17 @@ def roughened(outline: Array, rms: Array, normal: Array, power: float) -> Array:
 
 def longest(outlines: Array) -> Array:
     """Largest extent over 180 directions (n,), within 0.004%."""
-    angles = np.pi * np.arange(180) / 180
-    across = outlines @ np.stack([np.cos(angles), np.sin(angles)])  # (n, POINTS, 180)
-    return np.ptp(across, axis=1).max(1)
+    extents = [np.ptp(outlines @ [np.cos(angle), np.sin(angle)], axis=1) for angle in np.pi * np.arange(180) / 180]
+    return np.max(extents, axis=0)
 
 
-def seen(flakes: Flakes, frame: int) -> Array:
-    """The outlines (n, POINTS, 2), mm, in a frame: turned about the length, and in the picture."""
-    flat = flakes.thickness / flakes.width
-    angle, spin = flakes.angles[:, frame], flakes.spin[:, frame]
-    narrow = np.hypot(np.cos(angle), flat * np.sin(angle))  # an ellipse's shadow
-    x = flakes.outline[..., 0] * narrow[:, None]
-    y = flakes.outline[..., 1]
-    c, s = np.cos(spin)[:, None], np.sin(spin)[:, None]
-    return np.stack([c * x - s * y, s * x + c * y], axis=2)
+def seen(flakes: Flakes, frame: int, which: Any = slice(None)) -> Array:
+    """The outlines (n, POINTS, 2), mm, in a frame: turned about the length, and in the picture. which: of the n."""
+    angle, spin = flakes.angles[which, frame, None], flakes.spin[which, frame, None]
+    flat = (flakes.thickness / flakes.width)[which, None]
+    x = flakes.outline[which, :, 0] * np.hypot(np.cos(angle), flat * np.sin(angle))  # an ellipse's shadow
+    y = flakes.outline[which, :, 1]
+    return np.stack([np.cos(spin) * x - np.sin(spin) * y, np.sin(spin) * x + np.cos(spin) * y], axis=2)
 
 
 # Particles and studies
@@ -479,7 +476,7 @@ def drawn(design: Design, model: Model, n: int, seed: int) -> list[Flakes]:
 
 
 def traits(design: Design, model: Model, n: int, seed: int) -> pd.DataFrame:
-    """The truth behind `particles`: a row a flake, "assemblage", "id" and its TRAITS, z, and mm "size" as seen face on."""
+    """The truth behind `particles`: a row a flake: "assemblage", "id", z of each of TRAITS, and "longest", mm, face on."""
     parts = []
     for each, flakes in zip(design.assemblages, drawn(design, model, n, seed), strict=True):
         frame = pd.DataFrame(flakes.traits, columns=list(TRAITS))
@@ -502,7 +499,7 @@ def measured(flakes: Flakes, off: Sequence[str] = (), slow: bool = True) -> pd.D
     frame = frame[[name for name in tables.MEASURES if name in frame]].round(3)
     frame.insert(0, "image_id", np.cumsum(np.arange(len(frame)) % 5 != 3).astype(str))
     frame.insert(0, "id", np.arange(1, len(frame) + 1).astype(str))
-    return frame.sort_values("da", ascending=False, kind="stable", ignore_index=True)
+    return frame.iloc[np.argsort(-frame["da"].to_numpy(), kind="stable")].reset_index(drop=True)
 
 
 def particles(
@@ -566,11 +563,11 @@ def photographs(
         thickness=flakes.thickness[number],
         ridges=int(flakes.ridges[number]),
         transparency=flakes.transparency[number],
-        grain=0.018 * float(np.exp(0.6 * generator(seed, "grain", each.material).standard_normal())),
+        grain=0.018 * float(np.exp(0.4 * generator(seed, "grain", each.material).standard_normal())),
     )
     return [
         photograph(
-            seen(flakes, frame)[number],
+            seen(flakes, frame, [number])[0],
             body,
             flakes.angles[number, frame],
             flakes.spin[number, frame],
