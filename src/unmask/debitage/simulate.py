@@ -544,6 +544,9 @@ def study_of(frame: pd.DataFrame, title: str = "simulated", question: Question |
 FILLED = 0.88
 """Share of a picture's side that the longest flake takes."""
 
+FLAGS = {"hash": "0"} | {f"filter{number}": "Reject" for number in range(7)}
+"""Columns that the analyser writes and that say nothing."""
+
 
 def photographs(
     each: Assemblage, flakes: Flakes, number: int, model: Model, seed: int, pixels: int = 96
@@ -629,7 +632,7 @@ def simulate(
         with bar:
             task = bar.add_task(title or "", total=particles)
             for each, flakes in zip(plan.assemblages, lots, strict=True):
-                tables.write(beside / "tables" / f"{each.name}.csv", measured(flakes, each.off))
+                tables.write(beside / "tables" / f"{each.name}.csv", measured(flakes, each.off).assign(**FLAGS))
                 folder = beside / "images" / each.name
                 folder.mkdir(parents=True)
                 for number in range(len(flakes.traits)):
