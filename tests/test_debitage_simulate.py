@@ -57,7 +57,7 @@ def test_the_published_design_is_confounded():
     assert rows[rows["skill"] == "novice"]["knapper"].nunique() == 1
     assert rows[rows["skill"] == "expert"]["share"].sum() == 0.625
     assert set(rows[rows["session"] == "run 2"]["knapper"]) == {"K1"}
-    drawn = simulate.particles(DESIGNS["three-knappers"], n=40, slow=True)
+    drawn = simulate.particles(DESIGNS["three-knappers"], n=48, slow=True)
     off = drawn["session"] == "run 2"
     for name in OFF:
         assert name in drawn and (drawn[name].isna() == off).all()

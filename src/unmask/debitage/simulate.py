@@ -499,7 +499,7 @@ def measured(flakes: Flakes, off: Sequence[str] = (), slow: bool = True) -> pd.D
     frame = frame[[name for name in tables.MEASURES if name in frame]].round(3)
     frame.insert(0, "image_id", np.cumsum(np.arange(len(frame)) % 5 != 3).astype(str))
     frame.insert(0, "id", np.arange(1, len(frame) + 1).astype(str))
-    return frame.iloc[np.argsort(-frame["da"].to_numpy(), kind="stable")].reset_index(drop=True)
+    return frame.iloc[np.argsort(-np.asarray(frame["da"]), kind="stable")].reset_index(drop=True)
 
 
 def particles(
