@@ -18,6 +18,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.naive_bayes import CategoricalNB
 
 from unmask.data.decode import UnreadableImage, content, decode
+from unmask.debitage.findings import listed, plural
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 from unmask.evaluate.metrics import score
@@ -45,10 +46,8 @@ def size_of(study: Study) -> str | None:
     """The measure that stands for size, or None."""
     for name in SIZES:
         for measure in study.measures:
-            if (
-                measure == name
-                or measure.startswith(f"{name}_")
-                and measure not in ("length_thickness", "length_width")
+            if measure == name or (
+                measure.startswith(f"{name}_") and measure not in ("length_thickness", "length_width")
             ):
                 return measure
     return None
@@ -334,18 +333,3 @@ def predictions(values: np.ndarray, y: np.ndarray, made: list[tuple[np.ndarray, 
             model = ExtraTreesClassifier(TREES, min_samples_leaf=5, class_weight="balanced", random_state=seed)
         said[test] = model.fit(values[train], y[train]).predict(values[test])
     return said
-
-
-# Words
-
-
-def plural(noun: str) -> str:
-    return noun if noun.endswith("s") else f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-
-
-def listed(names: Sequence[object], most: int = 6) -> str:
-    """a, b and c; or a, b, c and 4 more."""
-    told = [str(name) for name in names]
-    if len(told) > most:
-        told = [*told[:most], f"{len(told) - most:,} more"]
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}" if told else "none"
