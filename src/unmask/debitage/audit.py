@@ -432,13 +432,14 @@ def negative(study: Study, *, seed: int = 0) -> Finding:
     untested = set(real.loc[real["accuracy"].isna() & (real["protocol"] == unit), "control"])
     lines, severity = [], "fine"
     if told:
-        severity = "warning"
+        size_only = all(name.startswith("size alone") for name in told) and not by_unit and not untested & set(told)
+        severity = "note" if size_only else "warning"
         each = [
             f"{name} (balanced accuracy {got['balanced']:.0%} {got['protocol']}, chance {got['chance']:.0%})"
             for name in told
             for got in [real[(real["control"] == name) & real["better"]].iloc[-1]]
         ]
-        lines.append(f"These tell the {q.label} without looking at the hand: {listed(each)}.")
+        lines.append(f"These tell the {q.label}, and hold nothing of a particle's form: {listed(each)}.")
         background = "background of the pictures alone"
         if background in told:
             lines.append(
@@ -448,7 +449,7 @@ def negative(study: Study, *, seed: int = 0) -> Finding:
                 else f"The background tells the {q.label} by particle, but not of a {q.unit} not seen before: the pictures carry "
                 "the session, not the hand. Believe no test split by particle, and cut the particles out."
                 if background not in untested
-                else f"The pictures carry the session, and with these {plural(q.unit)} nobody can say whether they carry the hand: "
+                else f"The pictures carry the session, and with these {plural(q.unit)} nobody can say whether the hand, too: "
                 "cut the particles out, and believe no test split by particle."
             )
         else:
@@ -484,7 +485,7 @@ def negative(study: Study, *, seed: int = 0) -> Finding:
     title = {
         "fine": f"What should not tell the {q.label} does not",
         "note": f"A split by particle recognises the {q.unit}",
-        "warning": f"The {q.label} can be told without looking at the particles" if told else "The test itself leaks",
+        "warning": f"The {q.label} can be told without looking at any form" if told else "The test itself leaks",
     }
     return Finding("controls", severity, title[severity], " ".join(lines), table)
 

@@ -328,8 +328,10 @@ def predictions(values: np.ndarray, y: np.ndarray, made: list[tuple[np.ndarray, 
             said[test] = y[train][0]
             continue
         if values.dtype.kind == "i":
-            model = CategoricalNB(min_categories=(values.max(0) + 1).tolist(), fit_prior=False)
+            bayes = CategoricalNB(min_categories=(values.max(0) + 1).tolist(), fit_prior=False).fit(values[train], y[train])
+            sure = bayes.predict_log_proba(values[test]).round(6)  # else rounding would decide between equals
+            said[test] = bayes.classes_[sure.argmax(1)]
         else:
-            model = ExtraTreesClassifier(TREES, min_samples_leaf=5, class_weight="balanced", random_state=seed)
-        said[test] = model.fit(values[train], y[train]).predict(values[test])
+            trees = ExtraTreesClassifier(TREES, min_samples_leaf=5, class_weight="balanced", random_state=seed)
+            said[test] = trees.fit(values[train], y[train]).predict(values[test])
     return said
