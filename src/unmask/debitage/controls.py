@@ -328,7 +328,9 @@ def predictions(values: np.ndarray, y: np.ndarray, made: list[tuple[np.ndarray, 
             said[test] = y[train][0]
             continue
         if values.dtype.kind == "i":
-            bayes = CategoricalNB(min_categories=(values.max(0) + 1).tolist(), fit_prior=False).fit(values[train], y[train])
+            bayes = CategoricalNB(min_categories=(values.max(0) + 1).tolist(), fit_prior=False).fit(
+                values[train], y[train]
+            )
             sure = bayes.predict_log_proba(values[test]).round(6)  # else rounding would decide between equals
             said[test] = bayes.classes_[sure.argmax(1)]
         else:

@@ -82,7 +82,7 @@ def nearest(study: Study, vectors: np.ndarray, seed: int) -> tuple[bytes | None,
     there = np.flatnonzero(np.isfinite(vectors).all(axis=1) & frame[q.label].notna().to_numpy())
     units, labels = frame[q.unit].to_numpy()[there], frame[q.label].to_numpy()[there]
     some = look.evenly(units, 2000, seed)
-    near, distances = look.neighbours(vectors[there], units, some, 5, own=False)
+    near, _ = look.neighbours(vectors[there], units, some, 5, own=False)
     rows = []
     for k, i in enumerate(some):
         known = near[k][near[k] >= 0]

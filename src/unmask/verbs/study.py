@@ -51,7 +51,7 @@ class Run:
     """A first look, by measures alone: no networks, and a fifth of the permutations."""
     permutations: int = 999
     """Of each test, where there are more arrangements than that."""
-    epochs: float = 12
+    epochs: float = 8
     """Passes over the particles, for each network in each fold."""
     pretrain_epochs: float = 60
     """Passes of MAE over all particles, without their labels."""
