@@ -27,7 +27,7 @@ from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from unmask.debitage.statistics import arrange, belonging, coded
+from unmask.debitage.statistics import apart, arrange, belonging, coded
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 from unmask.evaluate import metrics, splits
@@ -66,7 +66,8 @@ def folds(study: Study, task: str = "skill", *, naive: bool = False, seed: int =
     """
     if task not in ("skill", "unit"):
         raise BadInput(f"task is {task!r}: use skill or unit")
-    q, frame = study.question, study.particles
+    q = study.question
+    frame: Any = study.particles
     what, whole = (q.label, q.unit) if task == "skill" else (q.unit, "assemblage")
     known = frame[what].notna().to_numpy() & frame[whole].notna().to_numpy()
     lies = frame[known].groupby(what)[whole].nunique()
@@ -209,7 +210,8 @@ def judge(
     `lambda targets: classify(X, targets, folds)`; then p is exact, else cautious, see the top of this file. Intervals are
     bootstraps over units for skill, over assemblages for units.
     """
-    q, frame = study.question, study.particles
+    q = study.question
+    frame: Any = study.particles
     P = np.asarray(probabilities, dtype=np.float64)
     K, name = len(folds.classes), q.label if task == "skill" else q.unit
     if task != folds.task:
@@ -229,7 +231,7 @@ def judge(
     def scored(guess: np.ndarray, truth: np.ndarray, by: np.ndarray) -> dict[str, float]:
         several = len(np.unique(by)) > 1
         values = metrics.score(guess, truth, K, groups=by if several else None, **options).to_dict()
-        f1 = f1_score(truth, guess, average="macro", labels=np.unique(truth), zero_division=0)
+        f1 = f1_score(truth, guess, average="macro", labels=np.unique(truth), zero_division=0)  # pyright: ignore[reportArgumentType] (its stub knows words only)
         return values | {"macro_f1": float(f1)}
 
     logs = np.log(np.clip(P, 1e-6, 1))
@@ -295,7 +297,8 @@ def _chance(
     seed: int,
 ) -> tuple[float | None, float | None, bool, str]:
     """p, the smallest that could be, whether it is exact; or no p, and why."""
-    q, frame = study.question, study.particles
+    q = study.question
+    frame: Any = study.particles
     if folds.naive:
         return None, None, False, "A split by particle has each unit on both sides, so that no p has a meaning"
     groups, _ = coded(folds.groups[rows])
@@ -303,21 +306,19 @@ def _chance(
         truth = belonging(folds.targets[rows], groups)
     except BadInput:
         return None, None, False, f"{q.label} varies within a {q.unit}, and is not dealt out among them"
-    blocks = np.full(len(rows), "", dtype=object)
+    blocks = np.full(len(frame), "", dtype=object)
     if q.strata is not None:
-        blocks = blocks + frame[q.strata].iloc[rows].astype(str).to_numpy()
+        blocks = blocks + frame[q.strata].astype(str).to_numpy(dtype=object)
     part = np.zeros(len(frame), dtype=np.int64)
     for number, (_, test) in enumerate(folds.parts):
         part[test] = number
-    part = part[rows]
-    if pd.Series(groups).groupby(part).nunique().max() > 1:  # parts were made to hold each class, and go on to
-        blocks = blocks + "\0" + part.astype(str).astype(object)
-    if folds.task == "unit":  # stones that every knapper worked are kept apart
-        for nuisance in q.nuisances:
-            column = frame[nuisance].iloc[rows].astype(str).to_numpy()
-            by = pd.crosstab(truth, pd.Series(column).groupby(groups).first().to_numpy()).to_numpy()
-            if by.shape[1] > 1 and (by == by[0]).all() and pd.Series(column).groupby(groups).nunique().max() == 1:
-                blocks = blocks + "\0" + column
+    if max(len(np.unique(groups[part[rows] == number])) for number in np.unique(part[rows])) > 1:
+        blocks = blocks + "\0" + part.astype(str).astype(object)  # parts were made to hold each class, and go on to
+    if folds.task == "unit":
+        chosen = np.zeros(len(frame), dtype=bool)
+        chosen[rows] = True
+        blocks = apart(study, chosen, folds.targets, folds.groups, blocks)
+    blocks = blocks[rows]
     try:
         strata = belonging(coded(blocks)[0], groups)
     except BadInput:

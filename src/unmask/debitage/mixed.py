@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import minimize, minimize_scalar
 
-from unmask.debitage.statistics import clusters, coded, features, logged
+from unmask.debitage.statistics import centroids, clusters, coded, features, logged
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 
@@ -79,12 +79,13 @@ def reml(y: np.ndarray, X: np.ndarray, units: np.ndarray, cells: np.ndarray | No
 
     none = cells is None
     candidates = [(0.0, 0.0)]
-    bounds = {"bounds": (LEAST, MOST), "method": "bounded", "options": {"xatol": 1e-7}}
-    candidates.append((0.0, math.exp(minimize_scalar(lambda v: loss(0.0, math.exp(v)), **bounds).x)))
+    bounds: dict[str, Any] = {"bounds": (LEAST, MOST), "method": "bounded", "options": {"xatol": 1e-7}}
+    line: Any = minimize_scalar(lambda v: loss(0.0, math.exp(v)), **bounds)
+    candidates.append((0.0, math.exp(line.x)))
     if not none:
-        a = math.exp(minimize_scalar(lambda v: loss(math.exp(v), 0.0), **bounds).x)
-        candidates.append((a, 0.0))
-        for start in ((math.log(a), math.log(candidates[1][1])), (-3.0, -3.0)):
+        line = minimize_scalar(lambda v: loss(math.exp(v), 0.0), **bounds)
+        candidates.append((math.exp(line.x), 0.0))
+        for start in ((line.x, math.log(candidates[1][1])), (-3.0, -3.0)):
             found = minimize(
                 lambda v: loss(*np.exp(np.clip(v, LEAST, MOST))),
                 np.clip(start, LEAST + 1, MOST - 1),
@@ -194,7 +195,8 @@ def _dummies(values: pd.Series) -> np.ndarray:
 
 def _design(study: Study, label: bool) -> _Design | str:
     """The design, or why there is none."""
-    q, frame = study.question, study.particles
+    q = study.question
+    frame: Any = study.particles
     by_covariate = q.covariate is not None and not label and bool(frame[q.covariate].notna().any())
     of = q.covariate if by_covariate and q.covariate is not None else q.label
     never = {of, q.unit, None} | ({q.label} if by_covariate else {q.covariate})
@@ -248,7 +250,6 @@ def _design(study: Study, label: bool) -> _Design | str:
         return f"{K} {q.unit}s are too few to tell {of} from the {q.unit}"
     if single := len(cell_names) == K:
         notes.append(f"each {q.unit} has one assemblage: the day cannot be told from the hand")
-    between = pd.Series(interest[:, 0]).groupby(units).mean().std()
     return _Design(
         X=np.hstack([ones, fixed, interest])[alike],
         classes=() if by_covariate else tuple(map(str, sorted(seen[of].unique()))),
@@ -256,7 +257,7 @@ def _design(study: Study, label: bool) -> _Design | str:
         cells=None if single else cells[alike],
         rows=rows,
         df=df,
-        spread=float(between) if by_covariate else 1.0,
+        spread=float(centroids(interest, units)[:, 0].std(ddof=1)) if by_covariate else 1.0,
         of=of,
         fixed=", ".join(told),
         notes=tuple(notes),

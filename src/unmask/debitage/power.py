@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ Tests = Callable[[Study, int], dict[str, float]]
 def shares_of(fitted: pd.DataFrame) -> tuple[float, float, float]:
     """Typical variance shares (knapper, assemblage, particle) of what `mixed` found: medians over measures that stand for
     themselves, made to sum to 1. BadInput where none was fitted."""
-    own = fitted[(fitted["stands"] == fitted["measure"]) & fitted["share_unit"].notna()]
+    own: Any = fitted[(fitted["stands"] == fitted["measure"]) & fitted["share_unit"].notna()]
     if own.empty:
         raise BadInput("no measure was fitted, so there are no variance shares to plan with: give them")
     medians = own[["share_unit", "share_assemblage", "share_particle"]].median().to_numpy(dtype=np.float64)
@@ -71,8 +72,8 @@ def power(
         sd = math.sqrt(unit + cell / min(assemblages, m) + particle / m)
         means = rng.normal(0, sd, (simulations, K))
         means[:, : K // 2] += effect
-        p = stats.ttest_ind(means[:, : K // 2], means[:, K // 2 :], axis=1).pvalue
-        hits = int(np.sum(p <= LEVEL))
+        tested: Any = stats.ttest_ind(means[:, : K // 2], means[:, K // 2 :], axis=1)
+        hits = int(np.sum(tested.pvalue <= LEVEL))
         low, high = clopper(hits, simulations)
         row = {"effect": effect, "knappers": K, "particles": m, "power": hits / simulations, "low": low, "high": high}
         rows.append(row)
@@ -81,7 +82,7 @@ def power(
 
 def enough(found: pd.DataFrame, effect: float = 1.0) -> str:
     """What `power` says of an effect, in a sentence."""
-    there = found[np.isclose(found["effect"], effect)]
+    there: Any = found[np.isclose(found["effect"], effect)]
     if there.empty:
         raise BadInput(
             f"no effect of {effect} was simulated; there are {', '.join(map(str, found['effect'].unique()))}"
@@ -116,12 +117,13 @@ def clopper(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 def honest(study: Study, seed: int, *, permutations: int = 199) -> dict[str, float]:
     """p-values of the tests of this room: units are the replicates. NaN of one that the study does not allow."""
-    q, frame = study.question, study.particles
+    q = study.question
+    frame: Any = study.particles
     X, names, _ = statistics.features(study)
     stands = statistics.clusters(X, names)
     own = [name for name in names if stands[name] == name]
     Z = statistics.scaled(X[:, [name in own for name in names]])
-    options = {"permutations": permutations, "seed": seed}
+    options: dict[str, Any] = {"permutations": permutations, "seed": seed}
     label, unit = frame[q.label], frame[q.unit]
     cells = unit.astype(str) + "\0" + frame["assemblage"].astype(str)
     found = {
@@ -131,7 +133,7 @@ def honest(study: Study, seed: int, *, permutations: int = 199) -> dict[str, flo
     if q.covariate is not None:
         covariate = frame[q.covariate]
         found["PERMANOVA, covariate"] = statistics.permanova(Z, None, unit, covariate=covariate, **options).p
-    table = mixed.mixed(study)
+    table: Any = mixed.mixed(study)
     found["mixed model, first measure"] = float(table["p"].iloc[0])
     found["mixed models, any measure (q)"] = float(table["q"].min())
     parts = classify.folds(study, "skill", seed=seed)
@@ -151,7 +153,8 @@ def honest(study: Study, seed: int, *, permutations: int = 199) -> dict[str, flo
 
 def naive(study: Study, seed: int, *, permutations: int = 199, trees: int = 50) -> dict[str, float]:
     """p-values of what is mostly done: particles are the replicates."""
-    q, frame = study.question, study.particles
+    q = study.question
+    frame: Any = study.particles
     X, _, _ = statistics.features(study)
     Z, label = statistics.scaled(X), frame[q.label]
     particle = np.arange(len(frame))

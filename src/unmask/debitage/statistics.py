@@ -418,18 +418,18 @@ def features(study: Study, measures: Sequence[str] | None = None) -> tuple[np.nd
     wanted = list(study.measures if measures is None else measures)
     if absent := [name for name in wanted if name not in study.particles]:
         raise BadInput(f"no measure {absent[0]!r} in this study; there are {', '.join(study.measures)[:200]}")
-    assemblage = study.particles["assemblage"]
+    assemblage = study.particles["assemblage"].to_numpy()
     columns, names, notes = [], [], []
     for name in wanted:
         if not pd.api.types.is_numeric_dtype(study.particles[name]):
             continue  # a flag
         values = column(study, name)
-        there = pd.Series(np.isfinite(values)).groupby(assemblage.to_numpy()).any()
-        if not there.any():
+        there = pd.Series(np.isfinite(values)).groupby(assemblage).any()
+        lacking = [str(name) for name, found in there.items() if not found]
+        if len(lacking) == len(there):
             notes.append(f"{name} was never measured and is left out.")
-        elif not there.all():
-            lacking = ", ".join(map(str, there.index[~there]))
-            notes.append(f"{name} is left out: {lacking} lack it, and its absence would give them away.")
+        elif lacking:
+            notes.append(f"{name} is left out: {', '.join(lacking)} lack it, and its absence would give them away.")
         elif np.nanmax(values) - np.nanmin(values) <= 1e-12 * max(1.0, float(np.nanmax(np.abs(values)))):
             notes.append(f"{name} is the same for all particles and is left out.")
         else:
@@ -480,7 +480,8 @@ def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int =
     X: (n, p) coordinates of all its particles, such as `principal` embeddings; without it, the measures that stand for the
     others, `scaled`.
     """
-    q, frame = study.question, study.particles
+    q, options = study.question, {"permutations": permutations, "seed": seed}
+    frame: Any = study.particles
     if X is None:
         values, names, _ = features(study)
         if not names:
@@ -488,50 +489,53 @@ def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int =
         stands = clusters(values, names)
         X = scaled(values[:, [stands[name] == name for name in names]])
     X, found = np.asarray(X, dtype=np.float64), []
-    options: dict[str, Any] = {"permutations": permutations, "seed": seed}
-    unit, label = frame[q.unit], frame[q.label]
-    strata = None if q.strata is None or q.strata == q.label else frame[q.strata]
-    one = label.groupby(unit).transform("nunique").to_numpy() == 1
-    known = label.notna().to_numpy() & (strata is None or strata.notna().to_numpy())
+    unit, label, assemblage = (frame[name].to_numpy(dtype=object) for name in (q.unit, q.label, "assemblage"))
+    cells = np.array([f"{u}\0{a}" for u, a in zip(unit, assemblage, strict=True)], dtype=object)
+    by = frame.groupby(q.unit)
+    known = frame[q.label].notna().to_numpy()
+    strata: Any = np.full(len(frame), "", dtype=object)
+    if q.strata is not None and q.strata != q.label:
+        strata = frame[q.strata].to_numpy(dtype=object)
+        known &= (by[q.strata].transform("nunique") == 1).to_numpy() & frame[q.strata].notna().to_numpy()
 
-    def of(rows: np.ndarray, *columns: Any) -> list[Any]:
-        return [None if c is None else np.asarray(c, dtype=object)[rows] for c in columns]
+    def test(kind: Any, rows: np.ndarray, labels: Any, units: np.ndarray, strata: np.ndarray, *words: str, **more: Any):
+        if rows.any():
+            labels = None if labels is None else labels[rows]
+            more = {name: value[rows] for name, value in more.items()}
+            found.append(kind(X[rows], labels, units[rows], strata=strata[rows], words=words, **more, **options))
 
-    cells = unit.astype(str) + "\0" + frame["assemblage"].astype(str)
-    if one[known].all() and known.any():
-        y, u, s, a = of(known, label, unit, strata, cells)
-        several = strata is not None and pd.Series(s).groupby(u).nunique().max() > 1
-        if several:
-            s = None  # a unit in several strata is in none
-        found.append(permanova(X[known], y, u, strata=s, words=(q.label, q.unit), **options))
-        found.append(dispersion(X[known], y, u, within=a, strata=s, words=(q.label, q.unit), **options))
+    particle = np.arange(len(frame))
+    if (by[q.label].nunique() <= 1).all():
+        test(permanova, known, label, unit, strata, q.label, q.unit)
+        test(dispersion, known, label, unit, strata, q.label, q.unit, within=cells)
         if q.covariate is not None:
-            rows = known & frame[q.covariate].notna().to_numpy()
-            rows &= (frame.groupby(q.unit)[q.covariate].transform("nunique") == 1).to_numpy()
-            if rows.any():
-                u, s, x = of(rows, unit, None if several else strata, frame[q.covariate])
-                words = (q.covariate, q.unit)
-                found.append(permanova(X[rows], None, u, strata=s, covariate=x, words=words, **options))
-        if frame["assemblage"].nunique() > unit.nunique():
-            blocks = label.astype(str)
-            for nuisance in q.nuisances:  # those that every unit has as many assemblages of
-                by = pd.crosstab(frame[q.unit], frame[nuisance], values=frame["assemblage"], aggfunc="nunique").fillna(
-                    0
-                )
-                if (
-                    by.shape[1] > 1
-                    and (by == by.iloc[0]).all(axis=None)
-                    and frame.groupby(cells)[nuisance].nunique().max() == 1
-                ):
-                    blocks = blocks + "\0" + frame[nuisance].astype(str)
-            rows = known & (blocks.groupby(cells).transform("nunique") == 1).to_numpy()
-            y, u, s = of(rows, unit, cells, blocks)
-            found.append(permanova(X[rows], y, u, strata=s, words=(q.unit, "assemblage"), **options))
-    elif known.any():  # particles of a unit differ in label
-        y, s = of(known, label, unit)
-        found.append(permanova(X[known], y, np.arange(known.sum()), strata=s, words=(q.label, "particle"), **options))
-    if frame["assemblage"].nunique() > 1 and (frame.groupby(q.unit)["assemblage"].nunique() > 1).any():
-        y, s = frame["assemblage"], unit
-        fewer = {**options, "permutations": min(permutations, 199 if len(X) > 20_000 else permutations)}
-        found.append(permanova(X, y, np.arange(len(X)), strata=s, words=("assemblage", "particle"), **fewer))
+            covariate = frame[q.covariate].to_numpy(dtype=np.float64)
+            rows = known & np.isfinite(covariate) & (by[q.covariate].transform("nunique") == 1).to_numpy()
+            test(permanova, rows, None, unit, strata, q.covariate, q.unit, covariate=covariate)
+        if by["assemblage"].nunique().max() > 1:
+            same = apart(study, known, unit, cells, label)
+            test(permanova, known, unit, cells, same, q.unit, "assemblage")
+    else:  # particles of a unit differ in label
+        test(permanova, known, label, particle, unit, q.label, "particle")
+    if by["assemblage"].nunique().max() > 1:
+        test(permanova, np.ones(len(frame), dtype=bool), assemblage, particle, unit, "assemblage", "particle")
     return found
+
+
+def apart(study: Study, rows: np.ndarray, labels: np.ndarray, cells: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """Strata (n,) of assemblages, to deal units out among: the given, and within these those of the same stone, and so on for
+    each nuisance of which every unit has as many assemblages of each kind as every other, among these rows (n,), as long
+    as there is more than one way left. labels, cells: (n,) units and assemblages."""
+    q, blocks = study.question, strata.astype(str).astype(object)
+    frame: Any = study.particles[rows]
+    kinds = frame.drop_duplicates([q.unit, "assemblage", *q.nuisances])
+    if kinds.duplicated([q.unit, "assemblage"]).any():  # a nuisance varies within an assemblage
+        return blocks
+    for name in q.nuisances:
+        counts = pd.crosstab(kinds[q.unit], kinds[name]).to_numpy()
+        finer = blocks + "\0" + study.particles[name].astype(str).to_numpy(dtype=object)
+        if counts.shape[1] > 1 and (counts == counts[0]).all():
+            codes, of = coded(cells[rows])[0], (coded(labels[rows])[0], coded(finer[rows])[0])
+            if arrange(*(belonging(each, codes) for each in of), permutations=0).distinct > 1:
+                blocks = finer
+    return blocks
