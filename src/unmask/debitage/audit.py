@@ -29,15 +29,16 @@ BINS = 20
 
 def audit(study: Study, *, seed: int = 0) -> list[Finding]:
     """All checks, worst first, each reported also where all is well. The table of `controls` is that of the finding so called."""
+    tried = controls(study, seed=seed)
     found = [
         *labels(study),
         *covariate(study),
         *confounding(study),
         channels(study),
-        size(study, seed=seed),
+        size(study, tried, seed=seed),
         *duplicates(study),
         *order(study),
-        negative(study, seed=seed),
+        negative(study, tried),
         balance(study),
         missing(study),
     ]
@@ -124,7 +125,7 @@ def partly(values: pd.Series, pattern: pd.Series) -> bool:
     return bool(table.shape[0] > 1 and ((table == 1).any() & (table == 0).any()).any())
 
 
-def size(study: Study, *, seed: int = 0) -> Finding:
+def size(study: Study, tried: pd.DataFrame, *, seed: int = 0) -> Finding:
     """Whether labels differ in size alone."""
     q, name = study.question, size_of(study)
     if name is None:
@@ -138,23 +139,29 @@ def size(study: Study, *, seed: int = 0) -> Finding:
         )
     shown = by.describe(percentiles=[0.1, 0.5, 0.9])[["count", "10%", "50%", "90%"]].reset_index()
     shown["count"] = shown["count"].astype(int)
-    groups = [group.to_numpy() for _, group in by]
-    farthest = max(float(ks_2samp(a, b).statistic) for a, b in itertools.combinations(groups[:12], 2))
+    pairs = list(itertools.combinations([group.to_numpy() for _, group in by], 2))
+    apart = np.array([ks_2samp(a, b, method="asymp").statistic for a, b in pairs])
+    counts = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in pairs])
+    chance = np.sqrt(math.log(200 * len(pairs)) / 2 / counts)  # exceeded by any pair in one of a hundred studies of like sizes
+    farthest, sure = float(apart.max()), apart[apart > chance]
     left = size_matched(study, seed)
     medians = by.median()
     told = (
         f"Median {name} is {medians.min():.3g} ({medians.idxmin()}) to {medians.max():.3g} ({medians.idxmax()}); the "
         f"distributions of two {plural(q.label)} are at most {farthest:.2f} apart (Kolmogorov-Smirnov; 0 the same, 1 "
-        f"no overlap). Matched for size, {len(left):,} of {len(rows):,} particles are left."
+        f"no overlap). "
     )
-    least = min(map(len, groups))
-    if farthest < max(0.15, 1.63 * math.sqrt(2 / least)):  # what chance alone would give in one of a hundred
+    for row in tried[tried["control"].str.startswith("size alone")].itertuples():
+        got = "cannot be tested" if np.isnan(row.balanced) else f"{row.balanced:.0%} (chance {row.chance:.0%})"
+        told += f"Balanced accuracy of size alone {row.protocol}: {got}. "
+    told += f"Matched for size, {len(left):,} of {len(rows):,} particles are left."
+    if not (sure > 0.15).any():
         return Finding("size", "fine", f"Sizes are much alike between {plural(q.label)}", told, shown)
     text = (
         f"{told} Size follows sieve, stone and stage of work as well as the hand. Where size should not count, repeat "
         "the analysis on the size-matched particles: what remains there is form."
     )
-    severity = "warning" if farthest > 0.3 else "note"
+    severity = "warning" if sure.max() > 0.3 else "note"
     return Finding("size", severity, f"Sizes differ between {plural(q.label)}", text, shown)
 
 
@@ -414,9 +421,9 @@ def rank_correlation(a: pd.Series, b: pd.Series) -> float:
 # Controls
 
 
-def negative(study: Study, *, seed: int = 0) -> Finding:
+def negative(study: Study, table: pd.DataFrame) -> Finding:
     """The label told from what holds nothing of the hand."""
-    q, table = study.question, controls(study, seed=seed)
+    q = study.question
     if table.empty:
         return Finding(
             "controls",
@@ -440,6 +447,8 @@ def negative(study: Study, *, seed: int = 0) -> Finding:
             for got in [real[(real["control"] == name) & real["better"]].iloc[-1]]
         ]
         lines.append(f"These tell the {q.label}, and hold nothing of a particle's form: {listed(each)}.")
+        if "properties of the picture files alone" in told:
+            lines.append("A file that is cut to its particle tells the particle's size by its own.")
         background = "background of the pictures alone"
         if background in told:
             lines.append(
@@ -457,10 +466,8 @@ def negative(study: Study, *, seed: int = 0) -> Finding:
                 f"A result must be well above these to mean the hand, and be tested on {plural(q.unit)} not seen "
                 "before."
             )
-    leaks = made_up[
-        made_up["better"] & (made_up["control"].str.contains("among particles") | (made_up["protocol"] == unit))
-    ]
-    names = made_up[made_up["better"] & ~made_up.index.isin(leaks.index)]
+    leaks = made_up[made_up["better"] & made_up["verdict"].str.contains("leaks")]
+    names = made_up[made_up["better"] & (made_up["protocol"] == "by particle")]
     if len(leaks):
         severity = "warning"
         lines.append(

@@ -18,7 +18,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.naive_bayes import CategoricalNB
 
 from unmask.data.decode import UnreadableImage, content, decode
-from unmask.debitage.findings import listed, plural
+from unmask.debitage.findings import listed, plural, whole_labels
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 from unmask.evaluate.metrics import score
@@ -51,12 +51,6 @@ def size_of(study: Study) -> str | None:
             ):
                 return measure
     return None
-
-
-def whole_labels(study: Study) -> bool:
-    """Whether each unit has one label only, as a knapper has one skill; a site may have tools of several classes."""
-    q = study.question
-    return bool((study.particles.groupby(q.unit)[q.label].nunique() <= 1).all())
 
 
 def sampled(rows: pd.DataFrame, most: int, *, each: int | None = None, seed: int = 0) -> pd.DataFrame:
@@ -188,8 +182,8 @@ def controls(study: Study, *, seed: int = 0) -> pd.DataFrame:
     Labels weigh alike in training, and balanced accuracy decides: to leave a unit out makes its label rarer among the others,
     and who guesses the commonest is then wrong more often than by chance.
 
-    The last controls are labels that mean nothing: shuffled among particles (nothing may be told of them), and shuffled
-    among units, or within units where these have several labels. What is "recognised" of the latter by particle is the unit.
+    The last controls are labels that mean nothing: shuffled among particles (of these nothing may be told), and shuffled among
+    units, or within units where these have several labels. What is "recognised" of the latter by particle is the unit.
     """
     q, particles = study.question, study.particles
     labels = particles[q.label]
@@ -204,7 +198,8 @@ def controls(study: Study, *, seed: int = 0) -> pd.DataFrame:
         strata = None if q.strata is None else particles.loc[measured.rows, q.strata].to_numpy()
         rng = np.random.default_rng(seed)
         shuffled = Clues(f"{q.label} shuffled among particles, from the measures", measured.rows, measured.values)
-        rows.append(judged(study, shuffled, [rng.permutation(truth)], False, seed=seed, nonsense=True))
+        drawn = [rng.permutation(truth)]
+        rows += [judged(study, shuffled, drawn, by_unit, seed=seed, nonsense=True) for by_unit in (True, False)]
         drawn = [shuffle(truth, units, strata, whole=whole_labels(study), rng=rng) for _ in range(SHUFFLES)]
         if drawn := [labels for labels in drawn if labels is not None]:
             how = "among" if whole_labels(study) else "within"
@@ -277,8 +272,11 @@ def judged(
     better = got.balanced_low > chance and got.balanced > chance + MARGIN
     common = names[np.bincount(codes[0]).argmax()]
     if nonsense and better:
-        leaks = by_unit or "among particles" in clue.name
-        why = "the test itself leaks" if leaks else f"a split by particle recognises the {q.unit}, not the {q.label}"
+        why = (
+            "the test itself leaks" if "among particles" in clue.name or (by_unit and "within" not in clue.name)
+            else f"{plural(q.unit)} of like composition resemble each other" if by_unit
+            else f"a split by particle recognises the {q.unit}, not the {q.label}"
+        )  # fmt: skip
         verdict = f"made-up labels are recognised: {why}"
     elif nonsense:
         verdict = "at chance, as it must be"

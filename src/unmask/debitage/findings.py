@@ -1,9 +1,11 @@
-"""What an audit says: findings, and the words that they are made of."""
+"""What an audit says: findings, the words that they are made of, and what decides how they are put."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+
+from unmask.debitage.study import Study
 
 SEVERITIES = ("cannot answer", "warning", "note", "fine")
 """Worst first."""
@@ -26,6 +28,13 @@ class Finding:
     """The figures behind it."""
 
 
+def whole_labels(study: Study) -> bool:
+    """Whether units have one label each, as a knapper has one skill, but for a few slips; a site has tools of several classes."""
+    q = study.question
+    each = study.particles.groupby(q.unit)[q.label].nunique()
+    return bool(((each > 1).sum() <= len(each) / 10) | (q.unit == "knapper"))
+
+
 # Words
 
 
@@ -39,7 +48,11 @@ def begun(text: str) -> str:
 
 
 def plural(noun: str) -> str:
-    return noun if noun.endswith("s") else f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    if noun.endswith("s"):
+        return f"{noun}es" if noun.endswith("ss") else noun
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return "taxa" if noun == "taxon" else f"{noun}s"
 
 
 def listed(names: Sequence[object], most: int = 6) -> str:

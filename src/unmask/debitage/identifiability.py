@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics.cluster import expected_mutual_information, mutual_info_score
 
-from unmask.debitage.findings import NOT_GIVEN, Finding, begun, listed, many, plural
+from unmask.debitage.findings import NOT_GIVEN, Finding, begun, listed, many, plural, whole_labels
 from unmask.debitage.study import Study
 from unmask.evaluate.splits import FOLDS, SETTLED
 
@@ -89,7 +89,7 @@ def labels(study: Study) -> list[Finding]:
             f"{begun(plural(q.unit))} of each {q.label}: {told}.",
             table,
         )
-    return [found, mixed(study, several), permutations(study, units, len(several) > 0)]
+    return [found, mixed(study, several), permutations(study, units, not whole_labels(study))]
 
 
 def mixed(study: Study, several: pd.Series) -> Finding:
@@ -104,13 +104,13 @@ def mixed(study: Study, several: pd.Series) -> Finding:
         .unstack(fill_value=0)
         .reset_index()
     )
-    if q.unit == "knapper" or len(several) < K / 10:
+    if whole_labels(study):
         return Finding(
             "several-labels",
             "warning",
             f"{many(len(several), q.unit)} of {K:,} with more than one {q.label}",
             f"{listed(list(several.index))}: the {q.label} differs within the {q.unit}. If that is a slip, mend it in "
-            f"the study's file; if it is so (a {q.unit} who learnt between two sessions), their particles are "
+            f"the study's file; if it is so (as of one who learnt between two sessions), their particles are "
             f"compared within the {q.unit}, and the others' are not.",
             table,
         )
@@ -265,8 +265,8 @@ def nested(a: pd.Series, b: pd.Series) -> bool:
 
 
 def who(table: pd.DataFrame, name: str, of: str, most: int = 6) -> str:
-    """novice: flint; expert: chert, flint."""
-    told = [f"{key}: {', '.join(sorted(set(rest))[:5])}" for key, rest in table.groupby(name)[of]]
+    """novice: flint; expert: chert and flint."""
+    told = [f"{key}: {listed(sorted(set(rest)), 3)}" for key, rest in table.groupby(name)[of]]
     return "; ".join(told[:most]) + ("; …" if len(told) > most else "")
 
 
@@ -316,8 +316,8 @@ def against_label(study: Study, table: pd.DataFrame, name: str) -> Finding:
     lead = f"{q.label} by {name}: {who(table, q.label, name)}."
     by_unit = nested(other, unit) and nested(unit, other)
     if nested(label, other):
-        single = levels.min() == 1
-        if single or (levels.min() < FOLDS and not nested(unit, other)):
+        inside = nested(unit, other)  # each of them is of one unit, and so part of what is peculiar to it
+        if (levels >= (2 if inside else FOLDS)).sum() < 2:
             title = f"{begun(q.label)} cannot be told from {name}"
             text = (
                 f"Each {q.unit} worked another {name}" if by_unit and q.unit == "knapper" and name == "material"
@@ -341,7 +341,7 @@ def against_label(study: Study, table: pd.DataFrame, name: str) -> Finding:
             f"Each {name} belongs to one {q.unit}, and each {q.unit} has several: they are kept on one side of a split "
             f"together with their {q.unit}, and are part of how {plural(q.unit)} differ."
         )
-        if nested(unit, other):
+        if inside:
             return Finding(key, "fine", f"{begun(many_of)} within {plural(q.unit)}", text, shown)
         text = (
             f"Each {name} has one {q.label} only, but each {q.label} has {int(levels.min())} {many_of} at least: what "
@@ -352,21 +352,19 @@ def against_label(study: Study, table: pd.DataFrame, name: str) -> Finding:
     apart = [a for a in counts.index if a not in shared]
     if apart:
         text = (
-            f"{listed(apart)} shares no {name} with any other {q.label}. {lead} What is found of {listed(apart)} may "
+            f"{listed(apart)}: no {name} shared with any other {q.label}. {begun(lead)} What is found of {listed(apart)} may "
             f"be of the {name}; only {listed(shared)} can be compared."
         )
         return Finding(key, "warning", f"Part of {q.label} cannot be told from {name}", text, shown)
     if (settled > SETTLED and levels.min() < FOLDS) or (not within and v > 0.5):
         text = (
-            f"{begun(name)} and {q.label} go together (Cramér's V {v:.2f}, 0 would be none and 1 always). {lead} A "
+            f"{begun(name)} and {q.label} go together (Cramér's V {v:.2f}, 0 would be none and 1 always). {begun(lead)} A "
             f"model that recognises the {name} is often right. Compare {plural(q.label)} within one {name}, and give "
             f"each {name} its term in the mixed models."
         )
         return Finding(key, "warning", f"{begun(name)} gives much of {q.label} away", text, shown)
     if v > 0.25:
-        text = (
-            f"{lead} They are not evenly spread (Cramér's V {v:.2f}): let {name} stand in the models beside {q.label}."
-        )
+        text = f"{begun(lead)} They are not evenly spread (Cramér's V {v:.2f}): let {name} stand in the models beside {q.label}."
         return Finding(key, "note", f"{begun(name)} is unevenly spread over {q.label}", text, shown)
     text = f"Every {q.label} shares its {many_of} with others (Cramér's V {v:.2f}), so that {name} does not pass for {q.label}."
     return Finding(key, "fine", f"{begun(name)} is spread over {q.label}", text, shown)
@@ -432,7 +430,8 @@ def estimable(study: Study, table: pd.DataFrame, blamed: set[str]) -> Finding:
             "apart from all together": together & [not set(lost[row]) & set(shared) for row in range(len(pairs))],
         }
     )
-    own = [row for row in lost if set(lost[row]) & (blamed | set(shared))]
+    lost = {row: [name for name in names if name in blamed or name in shared] for row, names in lost.items()}
+    own = [row for row in lost if lost[row]]
     if own:
         told = listed([f"{shown['difference'][row]} (not apart from {listed(lost[row])})" for row in own], 4)
         rest = len(pairs) - len(own)
