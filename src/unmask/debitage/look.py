@@ -98,7 +98,7 @@ def _probabilities(model: Any, images: Tensor) -> Tensor:
 
 
 def typical(
-    probabilities: NDArray[Any], targets: Sequence[Any], units: Sequence[Any], count: int = 5
+    probabilities: NDArray[Any], targets: Sequence[Any], units: Sequence[Any], count: int = 4
 ) -> dict[str, dict[str, NDArray[np.int64]]]:
     """Of each unit the particles judged right most surely, and those judged wrong most surely.
 

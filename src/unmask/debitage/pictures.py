@@ -5,6 +5,7 @@ Two colours mean the same throughout: blue what is honest (a unit is never on bo
 (particles are taken for independent). A label has one colour in all figures, see `colours`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from scipy.cluster import hierarchy
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from unmask.data.decode import border_colour
+from unmask.data.decode import border_colour, content
 from unmask.debitage.look import standardised
 from unmask.figures import (
     BLUE,
@@ -53,8 +54,10 @@ RIDGES = 24
 """Units that get a ridge each; of more, each label gets one."""
 ROWS = 40
 """Measures in the forest plot, at most."""
-LEAVES = 60
+LEAVES = 50
 """Units in a tree, at most."""
+LOOKED = 216
+"""Side of the pictures of what was looked at, in pixels."""
 SHEET = 12
 """Rows of a sheet of particles, at most."""
 LEVEL = 0.05
@@ -127,6 +130,13 @@ def commonest(names: NDArray[Any]) -> str:
     return str(min(set(names), key=lambda one: (-(names == one).sum(), one)))
 
 
+def broken(name: Any) -> str:
+    """A name in two lines, where it can be broken."""
+    words = re.split(r"(?<=[-/ ])", named(name, 26))
+    half = min(range(1, len(words) + 1), key=lambda i: max(len("".join(words[:i])), len("".join(words[i:]))))
+    return "\n".join(part.strip() for part in ("".join(words[:half]), "".join(words[half:])) if part)
+
+
 def p_words(p: float) -> str:
     if not np.isfinite(p):
         return "–"
@@ -187,10 +197,10 @@ def maps(flat: dict[str, Any], labels: Any, units: Any, *, order: Sequence[str] 
             first, second = flat["shares"]
             axes.set_xlabel(f"first: {first:.0%} of the variance", fontsize=11, color=GREY)
             axes.set_ylabel(f"second: {second:.0%}", fontsize=11, color=GREY)
-            words = "distances mean what they say"
+            words = "distances are kept as far as a plane can"
         else:
             axes.set_xlabel("directions and sizes mean nothing", fontsize=11, color=GREY)
-            words = "neighbours stay together, distances do not"
+            words = "who is next to whom is kept, distances are not"
         out = int((~inside).sum())
         hint = f"{words}; {out:,} {'lies' if out == 1 else 'lie'} outside" if out else words
         axes.text(0, 1.025, hint, transform=axes.transAxes, fontsize=10.5, color=GREY)
@@ -213,50 +223,58 @@ def maps(flat: dict[str, Any], labels: Any, units: Any, *, order: Sequence[str] 
 
 
 def beside(axes: Axes, points: Sequence[tuple[float, float, str, str]], size: float = 11.5) -> None:
-    """Names beside points (x, y, name, colour), moved up or down until none lies on another, with a line to what they name."""
-    high, wide, gap = 1.5 * size, 0.62 * size, 11.0  # in points
+    """Names around points (x, y, name, colour), each as near as it can be without lying on another name or point, with a line
+    to its point where it had to move away."""
+    if not points:
+        return
+    high, wide, dot = 1.25 * size, 0.6 * size, 6.0  # in points, as all below
     to_points = 72 / axes.figure.dpi
-    frame = axes.transData.transform(np.array([point[:2] for point in points]).reshape(-1, 2)) * to_points
-    left, right = (axes.transAxes.transform([(0, 0), (1, 1)]) * to_points)[:, 0]
-    taken: list[tuple[float, float, float, float]] = [(x - 5, x + 5, y - 5, y + 5) for x, y in frame]
-    for i in np.argsort(-frame[:, 1], kind="stable") if len(points) else []:
-        x, y = frame[i]
-        _, _, name, colour = points[i]
+    places = axes.transData.transform(np.array([point[:2] for point in points])) * to_points
+    (left, bottom), (right, top) = axes.transAxes.transform([(0, 0), (1, 1)]) * to_points
+    taken = [(x - dot, x + dot, y - dot, y + dot) for x, y in places]
+    middle = places.mean(axis=0)
+    # from the outermost inwards, so that names find their room outside
+    for i in np.argsort(-np.linalg.norm(places - middle, axis=1), kind="stable"):
+        (x, y), (*_, name, colour) = places[i], points[i]
         length = wide * len(name.replace("\\", ""))
         best = None
-        for step in sorted(range(-16, 17), key=lambda step: (abs(step), step)):
-            for side in (1, -1):
-                start = x + gap if side == 1 else x - gap - length
-                box = (start, start + length, y + step * 5 - high / 2, y + step * 5 + high / 2)
-                outside = max(0.0, left - box[0]) + max(0.0, box[1] - right)
-                hit = sum(box[0] < b and a < box[1] and box[2] < d and c < box[3] for a, b, c, d in taken)
-                cost = 1000 * hit + 20 * outside + 4 * abs(step) + (side == -1)
+        for far in (0, 8, 16, 26, 38, 52, 68, 86):
+            for turn in np.arange(0, 360, 22.5):
+                dx, dy = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+                ha = "left" if dx > 0.3 else "right" if dx < -0.3 else "center"
+                ox, oy = (dot + 3 + far) * dx, (dot + 3 + far + (high / 2 - 3) * abs(dy)) * dy
+                start = x + ox - {"left": 0, "right": length, "center": length / 2}[ha]
+                box = (start, start + length, y + oy - high / 2, y + oy + high / 2)
+                out = max(0, left - box[0], box[1] - right) + max(0, bottom - box[2], box[3] - top)
+                hit = sum(box[0] < d and c < box[1] and box[2] < f and e < box[3] for c, d, e, f in taken)
+                inwards = dx * (middle - places[i])[0] + dy * (middle - places[i])[1] > 0
+                cost = 1000 * hit + 20 * out + far + 0.5 * abs(dy) + 0.4 * (dx < 0) + 4 * inwards * (far > 0)
                 if best is None or cost < best[0]:
-                    best = (cost, box, step, side)
+                    best = (cost, box, ox, oy, ha, far)
         assert best is not None
-        _, box, step, side = best
+        _, box, ox, oy, ha, far = best
         taken.append(box)
         axes.annotate(
             name,
             points[i][:2],
-            (side * gap, step * 5),
+            (ox, oy),
             textcoords="offset points",
-            ha="left" if side == 1 else "right",
+            ha=ha,
             va="center",
             fontsize=size,
             color=INK,
             zorder=6,
             annotation_clip=False,
             path_effects=[withStroke(linewidth=3, foreground="white", alpha=0.85)],
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 0, "shrinkB": 5}
-            if abs(step) > 2
-            else None,
         )
+        if far > 8:
+            ends = places[i] + np.array([[0, 0], [0.93 * ox, 0.93 * oy]])
+            axes.plot(*axes.transData.inverted().transform(ends / to_points).T, color=colour, linewidth=1, zorder=4)
 
 
 def tree(vectors: Any, units: Any, labels: Any, *, order: Sequence[str] = ()) -> bytes | None:
     """Which units are alike: their mean vectors, of standardised columns, joined by average linkage of the Euclidean
-    distances. vectors: (n, D); units, labels: (n,). Of more than 60 units those with the most particles."""
+    distances. vectors: (n, D); units, labels: (n,). Of more than 50 units those with the most particles."""
     label, unit = texts(labels), texts(units)
     X = standardised(vectors) if len(unit) else np.zeros((0, 0))
     counts = pd.Series(unit, dtype=object).value_counts()
@@ -286,8 +304,8 @@ def tree(vectors: Any, units: Any, labels: Any, *, order: Sequence[str] = ()) ->
     plain(axes)
     axes.tick_params(axis="y", labelsize=11 if len(names) <= 15 else 10, pad=8)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    more = "" if len(shown) == len(counts) else f"; the {len(shown)} of {len(counts)} with the most particles"
-    axes.set_xlabel(f"distance between the units' means, in standard deviations{more}", fontsize=11, color=GREY)
+    more = "" if len(shown) == len(counts) else f"\nthe {len(shown)} of {len(counts)} units with the most particles"
+    axes.set_xlabel(f"distance between the units’ means, standardised{more}", fontsize=11, color=GREY)
     key(figure, of)
     return png(figure)
 
@@ -295,8 +313,8 @@ def tree(vectors: Any, units: Any, labels: Any, *, order: Sequence[str] = ()) ->
 def sizes(
     logs: Any, labels: Any, units: Any, *, order: Sequence[str] = (), what: str = "diameter of equal area, mm"
 ) -> bytes | None:
-    """How sizes are distributed: a ridge a unit, or of more than 24 units a ridge a label with a thin line for each unit of
-    at least 20 particles. A tick stands at the median, its number beside.
+    """How sizes are distributed: a ridge a unit, or of more than 24 units a ridge a label, with a dot below at
+    the median of each of its units of at least five particles. A line stands at the median, its number at the right.
 
     logs: (n,) logarithms to base 10 of sizes in `what`. All ridges have the same area and are smoothed alike.
     """
@@ -331,30 +349,35 @@ def sizes(
     axes = figure.subplots()
     for i, ((_, colour, rows), curve) in enumerate(zip(groups, curves, strict=True)):
         base, scale = len(groups) - 1 - i, overlap / tallest
-        axes.fill_between(middles, base, base + scale * curve, color=colour, alpha=0.35, linewidth=0, zorder=2 * i)
-        if not by_unit:
-            for one in sorted(set(unit[rows])):
-                if (rows & (unit == one)).sum() >= 20:
-                    thin = np.minimum(density(rows & (unit == one)), 1.2 * tallest)
-                    axes.plot(middles, base + scale * thin, color=colour, linewidth=0.7, alpha=0.35, zorder=2 * i)
-        axes.plot(middles, base + scale * curve, color=colour, linewidth=1.8, zorder=2 * i + 1)
+        tint = 1 - 0.38 * (1 - np.array(to_rgb(colour)))
+        axes.fill_between(middles, base, base + scale * curve, color=tint, alpha=0.92, linewidth=0, zorder=2 + 3 * i)
+        axes.plot(middles, base + scale * curve, color=colour, linewidth=1.8, zorder=3 + 3 * i)
         middle = float(np.median(values[rows]))
         height = base + scale * float(np.interp(middle, middles, curve))
-        axes.plot([middle, middle], [base, height], color=colour, linewidth=1.6, zorder=2 * i + 1)
+        axes.plot([middle, middle], [base, height], color=colour, linewidth=1.6, zorder=4 + 3 * i)
+        words = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 11, "color": colour}
+        axes.annotate(f"{10**middle:.3g}", (1, base), (8, 0), va="bottom", **words)
+        if not by_unit:
+            of_units = pd.Series(values[rows]).groupby(unit[rows]).agg(["median", "size"])
+            dots = of_units.loc[of_units["size"] >= 5, "median"].to_numpy()
+            axes.plot(
+                dots, np.full(len(dots), base - 0.1), "o", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0,
+                zorder=5 + 3 * i,
+            )  # fmt: skip
     axes.set_yticks(np.arange(len(groups))[::-1], [name for name, *_ in groups], va="bottom")
     plain(axes)
     axes.tick_params(axis="y", labelsize=11 if len(groups) <= 24 else 10)
     ends = np.percentile(values, (0.1, 99.9)) + np.array([-2, 2]) * width
     axes.set_xlim(*ends)
-    axes.set_ylim(-0.15, len(groups) - 1 + overlap * 1.05)
+    axes.set_ylim(-0.25, len(groups) - 1 + overlap * 1.05)
     marks = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5) if ends[0] <= np.log10(m * 10.0**e) <= ends[1]]
     if len(marks) < 3:
         marks = list(MaxNLocator(5).tick_values(*(10**ends)))
         marks = [mark for mark in marks if mark > 0 and ends[0] <= np.log10(mark) <= ends[1]]
     axes.xaxis.set_major_locator(FixedLocator([float(np.log10(mark)) for mark in marks]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
-    thin = "; thin: its units of 20 or more" if not by_unit else ""
-    axes.set_xlabel(f"{what}, on a logarithmic scale; line: the median{thin}", fontsize=11, color=GREY)
+    dots = "; dots: medians of its units" if not by_unit else ""
+    axes.set_xlabel(f"{what}, on a logarithmic scale; line: the median{dots}", fontsize=11, color=GREY)
     if by_unit and len(of) > 1:
         key(figure, of)
     return png(figure)
@@ -375,7 +398,7 @@ def tests(table: pd.DataFrame) -> bytes | None:
     least = 1e-4
     figure = Figure(figsize=(10, 1.75 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    columns = (("honest", BLUE, 1.07), ("naive", VERMILION, 1.2))
+    columns = (("honest", BLUE, 34), ("naive", VERMILION, 98))
     for y, row in enumerate(rows):
         if finite(row.get("smallest")) and (smallest := row["smallest"]) > least:
             axes.add_patch(
@@ -394,37 +417,20 @@ def tests(table: pd.DataFrame) -> bytes | None:
                     markersize=9 if mark != "D" else 7.5, zorder=4,
                 )  # fmt: skip
                 words = p_words(row[name])
-            axes.text(
-                place,
-                y,
-                words,
-                transform=axes.get_yaxis_transform(),
-                ha="center",
-                va="center",
-                fontsize=11,
-                color=colour,
-            )
+            at_right(axes, words, y, place, 11, colour)
     for name, colour, place in columns:
-        axes.text(
-            place,
-            -0.85,
-            name,
-            transform=axes.get_yaxis_transform(),
-            ha="center",
-            va="center",
-            fontsize=12,
-            color=colour,
-        )
+        at_right(axes, name, -0.85, place, 12, colour)
     axes.axvline(LEVEL, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
     axes.set_xscale("log")
     axes.set_xlim(least, 1)
     axes.set_ylim(len(rows) - 0.4, -0.7)
-    axes.set_yticks(range(len(rows)), [named(row["test"], 44) for row in rows])
+    axes.set_yticks(range(len(rows)), [named(row["test"], 52) for row in rows])
     plain(axes)
     marks = (1e-4, 1e-3, 0.01, LEVEL, 0.2, 1)
     axes.set_xticks(marks, ["0.0001", "0.001", "0.01", "0.05", "0.2", "1"])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="x", labelcolor=GREY, pad=6)
+    axes.tick_params(axis="y", pad=12)
     grey = (
         "; grey: out of reach with so few units"
         if any(finite(row.get("smallest")) and row["smallest"] > least for row in rows)
@@ -432,6 +438,16 @@ def tests(table: pd.DataFrame) -> bytes | None:
     )
     axes.set_xlabel(f"p; dashed: 0.05{grey}", fontsize=11, color=GREY)
     return png(figure)
+
+
+def at_right(axes: Axes, words: str, y: float, away: float, size: float, colour: str) -> None:
+    """Words beside the axes at a height, their middle so many points away."""
+    place: dict[str, Any] = {
+        "xycoords": ("axes fraction", "data"),
+        "textcoords": "offset points",
+        "annotation_clip": False,
+    }
+    axes.annotate(words, (1, y), (away, 0), ha="center", va="center_baseline", fontsize=size, color=colour, **place)
 
 
 def effects(table: pd.DataFrame) -> bytes | None:
@@ -475,17 +491,7 @@ def effects(table: pd.DataFrame) -> bytes | None:
         axes.text(
             1.05, y, words, transform=axes.get_yaxis_transform(), ha="center", va="center", fontsize=10.5, color=colour
         )
-    axes.text(
-        1.05,
-        -1.0,
-        "q",
-        transform=axes.get_yaxis_transform(),
-        ha="center",
-        va="center",
-        fontsize=12,
-        color=GREY,
-        style="italic",
-    )
+    at_right(axes, "q", -1.0, 30, 12, GREY)
     axes.axvline(0, color=INK, linewidth=1.1, zorder=1)
     axes.set_yticks(range(len(kept)), [named(row["measure"], 30).replace("_", " ") for row in kept])
     axes.set_ylim(len(kept) - 0.4, -0.7)
@@ -516,7 +522,7 @@ def classification(table: pd.DataFrame, classes: int) -> bytes | None:
     rows = records(table, "accuracy", "balanced")
     if not rows:
         return None
-    protocols, models = (list(dict.fromkeys(row[name] for row in rows)) for name in ("protocol", "model"))
+    protocols, models = list(dict.fromkeys(row["protocol"] for row in rows)), list(dict.fromkeys(table["model"]))
     figure = Figure(figsize=(10.6, 0.7 + len(protocols) * (1.0 + 0.46 * len(models))), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)  # type: ignore[union-attr]
     grid = figure.subplots(len(protocols), 2, squeeze=False, sharex=True)
@@ -530,10 +536,12 @@ def classification(table: pd.DataFrame, classes: int) -> bytes | None:
         colour = BLUE if honest else VERMILION
         for axes, (name, low, high, title) in zip(line, kinds, strict=True):
             beat = float(np.median([row["majority"] for row in mine])) if name == "accuracy" else 1 / classes
+            for model in models:
+                if not any(row["model"] == model and finite(row[name]) for row in mine):
+                    axes.text(0.01, models.index(model), "not tested", fontsize=10.5, color=GREY, va="center")
             for row in mine:
                 y = models.index(row["model"])
                 if not finite(row[name]):
-                    axes.text(0.01, y, "not tested", fontsize=10.5, color=GREY, va="center")
                     continue
                 if finite(row[low]) and finite(row[high]):
                     axes.plot(
@@ -563,14 +571,14 @@ def classification(table: pd.DataFrame, classes: int) -> bytes | None:
                 )  # fmt: skip
             if np.isfinite(beat):
                 axes.axvline(beat, color=INK, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
-                words = f"commonest label {beat:.0%}" if name == "accuracy" else f"chance {beat:.0%}"
+                words = f"commonest label {100 * beat:.3g}%" if name == "accuracy" else f"chance {100 * beat:.3g}%"
                 axes.annotate(
                     words, (beat, 0), (0, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
                     ha="center" if 0.15 < beat < 0.85 else "left" if beat <= 0.15 else "right", va="top", fontsize=10, color=INK,
                 )  # fmt: skip
             axes.set_ylim(len(models) - 0.5, -0.75)
             axes.set_yticks(
-                range(len(models)), [named(one, 30) for one in models] if axes is line[0] else [""] * len(models)
+                range(len(models)), [named(one, 36) for one in models] if axes is line[0] else [""] * len(models)
             )
             axes.set_xlim(0, 1)
             plain(axes)
@@ -596,7 +604,7 @@ def confounding(matrix: pd.DataFrame) -> bytes | None:
     many, wide = values.shape
     cell = 1.0 if wide <= 6 else 0.72 if wide <= 12 else 0.5
     names = [named(one, 22).replace("_", " ") for one in matrix.columns]
-    turned = max(map(len, names)) * 0.105 > cell
+    turned = max(map(len, names)) * 0.088 > cell
     figure = Figure(
         figsize=(max(5.0, 2.6 + cell * wide), 1.5 + 0.5 * many + (0.09 * max(map(len, names)) if turned else 0))
     )
@@ -609,7 +617,7 @@ def confounding(matrix: pd.DataFrame) -> bytes | None:
         colour = blues(0.85 * float(np.clip(value, 0, 1))) if known else PALE
         axes.add_patch(Rectangle((j + 0.02, i + 0.04), 0.96, 0.92, facecolor=colour, linewidth=0))
         words = "" if same else f"{value:.2f}" if known else "–"
-        strong = known and value > 0.6
+        strong = known and value > 0.68
         axes.text(
             j + 0.5, i + 0.52, words, ha="center", va="center", fontsize=11.5 if cell > 0.6 else 9.5,
             color="white" if strong else INK, weight="bold" if known and value > 0.9 else "normal",
@@ -661,7 +669,7 @@ def power(table: pd.DataFrame) -> bytes | None:
         tidy(axes, "knappers", np.empty(0))
         if every[0] > 0 and every[-1] / every[0] > 4:
             axes.set_xscale("log")
-        few = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, 5).round().astype(int))]
+        few = spaced(every, np.log if axes.get_xscale() == "log" else np.asarray)
         axes.set_xticks(few, [f"{one:g}" for one in few])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(0, 1)
@@ -675,6 +683,16 @@ def power(table: pd.DataFrame) -> bytes | None:
         ncols=min(8, len(lines)), frameon=False, fontsize=11.5, title_fontsize=11.5, labelcolor=INK,
     )  # fmt: skip
     return png(figure)
+
+
+def spaced(values: Sequence[float], scale: Any) -> list[float]:
+    """Of ascending values those that stand far enough apart, on an axis of this scale, to be written below it."""
+    places = np.asarray(scale(np.array(values, dtype=np.float64)))
+    chosen = [0]
+    for i in range(1, len(values)):
+        if places[i] - places[chosen[-1]] >= (places[-1] - places[0]) / 12:
+            chosen.append(i)
+    return [values[i] for i in chosen]
 
 
 def calibration(table: pd.DataFrame) -> bytes | None:
@@ -691,20 +709,22 @@ def calibration(table: pd.DataFrame) -> bytes | None:
     by = "effect" if numeric else "design"
     places = list(dict.fromkeys(row[by] for row in rows))
     places = sorted(places) if numeric else places
+    at_places = np.array(places, dtype=np.float64) if numeric else np.arange(len(places), dtype=np.float64)
+    span = max(float(np.ptp(at_places)), 1.0)
     names = list(dict.fromkeys(row["test"] for row in rows))
-    columns = min(3, len(names))
+    columns = 2 if len(names) == 4 else min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(max(5.4, 3.5 * columns), 3.0 * lines + 0.7), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)  # type: ignore[union-attr]
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes, name in zip(grid.flat, names, strict=False):
         axes.axhline(LEVEL, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
-        for kind, colour, style, shift in (("naive", VERMILION, "D", 0.04), ("honest", BLUE, "o", -0.04)):
+        for kind, colour, style, shift in (("naive", VERMILION, "D", 0.008), ("honest", BLUE, "o", -0.008)):
             mine = [row for row in rows if row["test"] == name and row["kind"] == kind]
             if not mine:
                 continue
             mine = sorted(mine, key=lambda row: places.index(row[by]))
-            at = np.array([places.index(row[by]) for row in mine]) + shift
+            at = np.array([at_places[places.index(row[by])] for row in mine]) + shift * span
             middle, low, high = (
                 np.array([row[end] for row in mine], dtype=np.float64) for end in ("rate", "low", "high")
             )
@@ -715,8 +735,8 @@ def calibration(table: pd.DataFrame) -> bytes | None:
                 linewidth=1.8, markersize=6.5, zorder=3 if kind == "honest" else 2, clip_on=False,
             )  # fmt: skip
         tidy(axes, "true effect, standard deviations" if numeric else "", np.empty(0))
-        axes.set_xticks(range(len(places)), [f"{one:g}" if numeric else named(one, 14) for one in places])
-        axes.set_xlim(-0.3, len(places) - 0.7)
+        axes.set_xticks(at_places, [f"{one:g}" if numeric else broken(one) for one in places])
+        axes.set_xlim(at_places[0] - 0.1 * span, at_places[-1] + 0.1 * span)
         axes.set_ylim(0, 1)
         axes.set_yticks([LEVEL, 0.25, 0.5, 0.75, 1])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -739,7 +759,7 @@ def calibration(table: pd.DataFrame) -> bytes | None:
         ),
         Line2D([], [], color=INK, linestyle=(0, (5, 3)), linewidth=1.2),
     ]
-    words = ["honest: units are dealt the labels", "naive: particles are", "5%"]
+    words = ["honest: labels are dealt among units", "naive: among particles", "5%"]
     figure.legend(keys, words, loc="outside lower center", ncols=3, frameon=False, fontsize=11.5, labelcolor=INK)
     return png(figure)
 
@@ -777,16 +797,16 @@ Row = tuple[str, str, Sequence[Shown], Sequence[Shown]]
 
 
 def particles(rows: Sequence[Row]) -> bytes | None:
-    """A sheet with a row a unit: those judged right most surely, and those judged wrong most surely, at most five each.
+    """A sheet with a row a unit: those judged right most surely, and those judged wrong most surely, at most four each.
 
     rows: (unit, a word on it such as its label, the right ones, the wrong ones); of more than twelve the first twelve are
     drawn, and the sheet says so.
     """
-    lines = [((name, word), (right[:5], wrong[:5])) for name, word, right, wrong in rows]
+    lines = [((name, word), (right[:4], wrong[:4])) for name, word, right, wrong in rows]
     lines = [line for line in lines if any(line[1])]
     note = f"the first {SHEET} of {len(lines)}" if len(lines) > SHEET else ""
     return sheet(
-        ("judged right, most surely", "judged wrong, most surely: taken for"), lines[:SHEET], (5, 5), note=note,
+        ("judged right, most surely", "judged wrong, most surely: taken for"), lines[:SHEET], (4, 4), note=note,
         none=("none was judged right", "none was judged wrong"),
     )  # fmt: skip
 
@@ -817,32 +837,46 @@ def looked(rows: Sequence[Seen]) -> bytes | None:
     ]
     lines = []
     for row in rows:
-        pale = 0.5 + 0.5 * torch.from_numpy(displayable(row.image)).mean(dim=-1)  # (H, W)
         groups = [[Shown(row.image)]]
         if attentive:
             groups.append([])
             if row.attention is not None:
                 looks = row.attention.float().cpu()
                 looks = looks.mean(dim=0) if looks.ndim == 3 else looks
-                groups[-1].append(Shown(overlaid(pale, looks / looks.max().clamp(min=1e-12), ATTENTION)))
+                groups[-1].append(Shown(overlaid(row.image, looks / looks.max().clamp(min=1e-12), ATTENTION)))
         if changes:
             groups.append([])
             if row.occlusion is not None:
-                groups[-1].append(Shown(overlaid(pale, 0.5 + row.occlusion.float().cpu() / (2 * most), CHANGE)))
+                groups[-1].append(Shown(overlaid(row.image, 0.5 + row.occlusion.float().cpu() / (2 * most), CHANGE)))
         lines.append((row.words, groups))
-    scale = (CHANGE, f"{most:.2f} surer", "no change", f"{most:.2f} less sure") if changes else None
-    return sheet(headings, lines, [1] * len(headings), side=216, none=[""] * len(headings), scale=scale)
+    scale = (
+        (CHANGE, f"{100 * most:.0f}% surer", "hidden, nothing changes", f"{100 * most:.0f}% less sure")
+        if changes
+        else None
+    )
+    return sheet(headings, lines, [1] * len(headings), side=LOOKED, none=[""] * len(headings), scale=scale)
 
 
-ATTENTION = colormaps["YlOrBr"]
+ATTENTION = colormaps["Purples"]
 CHANGE = colormaps["RdBu_r"]
 
 
-def overlaid(pale: Tensor, strength: Tensor, shades: Any) -> Tensor:
-    """A picture in light grey (H, W) in the colours of how strong, 0 to 1, each cell of a map (rows, columns) is: (3, H, W)."""
-    spread = F.interpolate(strength[None, None], size=pale.shape, mode="bilinear", align_corners=False)[0, 0]
-    colour = torch.from_numpy(shades(spread.nan_to_num().clamp(0, 1).numpy())[..., :3]).float()
-    return (colour * pale[..., None]).permute(2, 0, 1)
+def overlaid(image: Tensor, strength: Tensor, shades: Any) -> Tensor:
+    """An image (C, H, W), faint and with a line around what is not background, in the colours of how strong, 0 to 1, each cell
+    of a map (rows, columns) is: (3, h, w), enlarged."""
+    wide = max(image.shape[1:])
+    size = [max(1, round(side * LOOKED / wide)) for side in image.shape[1:]]
+    image = F.interpolate(
+        image[None].detach().float().cpu().nan_to_num(), size=size, mode="bilinear", align_corners=False
+    )[0]
+    grey = torch.from_numpy(displayable(image)).mean(dim=-1)  # (h, w)
+    spread = F.interpolate(strength[None, None].nan_to_num(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    colour = torch.from_numpy(shades(spread.clamp(0, 1).numpy())[..., :3]).float()
+    shown = colour * (0.85 + 0.15 * grey[..., None])
+    inside = torch.from_numpy(content(image))
+    grown = F.max_pool2d(inside[None, None].float(), 3, stride=1, padding=1)[0, 0].bool()
+    shown[grown & ~inside] = torch.tensor(to_rgb(INK))
+    return shown.permute(2, 0, 1)
 
 
 Line = tuple[Sequence[str], Sequence[Sequence[Shown]]]
@@ -853,7 +887,7 @@ def sheet(
     lines: Sequence[Line],
     wide: Sequence[int],
     *,
-    side: int = 116,
+    side: int = 128,
     note: str = "",
     none: Sequence[str] = (),
     scale: tuple[Any, str, str, str] | None = None,
@@ -866,7 +900,7 @@ def sheet(
     if not lines or not any(len(group) for _, groups in lines for group in groups):
         return None
     gap, between, size, line_height = 10, 34, 20, 24
-    beside = 0 if not any(words for words, _ in lines) else 210
+    beside = 0 if not any(words for words, _ in lines) else 250
     captions = max((len(shown.words) for _, groups in lines for group in groups for shown in group), default=0)
     tall = side + gap + captions * line_height + (8 if captions else 0)
     groups_wide = [
@@ -884,7 +918,7 @@ def sheet(
         y = top + row * tall
         for i, word in enumerate(words):
             place = y + side / 2 + (i - (len(words) - 1) / 2) * 28
-            write(figure, named(word, 18 if i else 17), gap, place, size if i else size + 1, color=GREY if i else INK)
+            write(figure, named(word, 20 if i else 18), gap, place, size if i else size + 1, color=GREY if i else INK)
         for group, start, empty in zip(groups, starts, none or [""] * len(groups), strict=True):
             if not group:
                 write(figure, empty, start, y + side / 2, size - 2, color=GREY)
@@ -895,7 +929,7 @@ def sheet(
                 frame(canvas, tile(shown.image, side), y, x)
                 for j, word in enumerate(shown.words):
                     middle = y + side + 8 + (j + 0.5) * line_height
-                    letters = max(6, round(side / (0.53 * (size - 2))))
+                    letters = max(6, int((side + gap) / (0.6 * (size - 2))))
                     write(
                         figure,
                         named(word, letters),
