@@ -75,6 +75,9 @@ ROWS = [
 ]
 
 
+HARMLESS = book(ROWS)
+
+
 # The measures
 
 
@@ -229,6 +232,7 @@ def test_decimal_commas(table, written, value):
     export = table(f"Id;FLength;Area\n;mm;mm²\n1;{written};0,5\n")
     assert export.frame["feret_length"][0] == pytest.approx(value) and export.frame["area"][0] == 0.5
     assert any("Decimal commas" in note for note in export.notes)
+    assert any("thousands" in note for note in export.notes) == (written == "1.234")
 
 
 @pytest.mark.parametrize(("written", "value"), [
@@ -238,6 +242,7 @@ def test_decimal_commas(table, written, value):
 def test_decimal_points_with_marks_of_thousands(table, written, value):
     export = table(f'Id,FLength,Area\n,mm,mm²\n1,"{written}",0.5\n')
     assert export.frame["feret_length"][0] == pytest.approx(value, nan_ok=True) and export.frame["area"][0] == 0.5
+    assert any("thousands" in note for note in export.notes) == (written == "1,234")
 
 
 def test_one_comma_and_three_digits_is_a_decimal_and_said(table):
@@ -445,7 +450,7 @@ def test_any_table(tmp_path, rows, separator, headed_so):
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_harm_to_a_workbook(tmp_path, data):
-    content = bytearray(book(ROWS))
+    content = bytearray(HARMLESS)
     for _ in range(data.draw(st.integers(1, 5))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     attempt(tmp_path, bytes(content))
@@ -512,7 +517,7 @@ def test_what_is_written_is_read_back(tmp_path, data, decimal, units, encoding):
     path = tmp_path / "written.csv"
     write(path, table, decimal=decimal, units=units, encoding=encoding)
     export = read(path)
-    if decimal == "," and not any("Decimal commas" in note or "decimal comma" in note for note in export.notes):
+    if decimal == "," and not any("Decimal commas" in note for note in export.notes):
         assert all((table[name] % 1 == 0).all() for name in table if table[name].dtype == float)  # nothing told it
     pd.testing.assert_frame_equal(export.frame, table, check_dtype=True)
 
@@ -686,3 +691,16 @@ def test_units_have_one_dimension(unit):
         except ValueError as error:
             assert unit in str(error)
     assert fits == 1
+
+
+def test_measures_of_a_study_are_numbers(tmp_path):
+    """Flags stay with the particles, and out of what is analysed; columns with the names of a study's own do no harm."""
+    from unmask.debitage import study
+
+    rows = "".join(f"{i},{i},{i + 1},0,Reject,x,{i}\n" for i in range(1, 4))
+    (tmp_path / "a.csv").write_text("Id,Particle,Da,hash,Filter0,image,years\n,,mm,,,,\n" + rows)
+    content = "title: T\nassemblages:\n  - {name: A, knapper: K, skill: novice, years: 2, table: a.csv}\n"
+    (tmp_path / "study.yaml").write_text(content)
+    loaded = study.load(tmp_path)
+    assert loaded.measures == ("da",) and loaded.particles["particle"].tolist() == ["A/1", "A/2", "A/3"]
+    assert loaded.particles["years"].tolist() == [2, 2, 2] and loaded.particles["filter0"].tolist() == ["Reject"] * 3

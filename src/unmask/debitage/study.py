@@ -203,7 +203,7 @@ def gathered(assemblages: Any, path: Path) -> tuple[pd.DataFrame, tuple[str, ...
             particles[column] = [none] * len(particles)
     particles["frames"] = [each if isinstance(each, tuple) else () for each in particles["frames"]]
     particles["image"] = [each if isinstance(each, str) else None for each in particles["image"]]
-    measures = tuple(name for name in tables.MEASURES if name in particles)
+    measures = tuple(n for n, measure in tables.MEASURES.items() if n in particles and measure.dimension != "flag")
     return particles, measures, tuple(notes)
 
 

@@ -219,7 +219,7 @@ def tabled(rows: list[list[Cell]], first: int, comma: bool, path: Path, notes: l
             why = ": decimal commas between commas? Export with semicolons, or decimal points" if comma else ""
             raise BadInput(f"{path}: line {line} has {len(row)} cells under {width} headers{why}")
     columns, extra = named(header, body, notes)
-    units = {name: unit for name, (_, unit) in columns.items() if unit and name in MEASURES}
+    units = {name: " ".join(unit.split()) for name, (_, unit) in columns.items() if unit and name in MEASURES}
     if body and (row := unit_row(body[0][1], columns)) is not None:
         for name, unit in row.items():
             if name in units and factor_of(units[name], name, path, header) != factor_of(unit, name, path, header):
@@ -257,7 +257,7 @@ def tabled(rows: list[list[Cell]], first: int, comma: bool, path: Path, notes: l
 
     numeric = [name for name in factors if MEASURES[name].dimension != "flag"]
     cells = {name: [(line, cell(row, columns[name][0])) for line, row in body] for name in numeric}
-    mark = decimal_mark(cells, comma, path, notes)
+    mark = decimal_mark(cells, path, notes)
     frame: dict[str, Any] = {"id": identities(body, at, notes)}
     if "image_id" in columns:
         texts = [identity(cell(row, columns["image_id"][0])) for _, row in body]
@@ -348,7 +348,7 @@ def named(
 def unit_row(row: list[Cell], columns: Mapping[str, tuple[int, str]]) -> dict[str, str] | None:
     """The units in a row that has some under measures and no number, else None."""
     texts = {name: cell(row, at) for name, (at, _) in columns.items() if name not in MEASURES or is_numeric(name)}
-    units = {name: text.strip() for name, text in texts.items() if isinstance(text, str) and name in MEASURES}
+    units = {name: " ".join(text.split()) for name, text in texts.items() if isinstance(text, str) and name in MEASURES}
     numbered = any(not isinstance(text, str) or re.match(r"\s*[+-]?[.,]?[0-9]", text) for text in texts.values())
     if numbered or not any(map(is_unit, units.values())):
         return None
@@ -379,55 +379,54 @@ NUMBER = {
     for mark, other in ((".", ","), (",", "."))
 }
 """A number by its decimal mark; groups of three may be parted by the other mark, a space or an apostrophe."""
+SIMPLE = {".": re.compile(r"[0-9]+(?:\.[0-9]+)?"), ",": re.compile(r"[0-9]+(?:,[0-9]+)?")}
+"""Nearly all of them."""
 
 
 def tidy(text: str) -> str:
     return re.sub(r"[\u00a0\u2009\u202f]", " ", text).replace("−", "-").strip()
 
 
-def decimal_mark(cells: Mapping[str, Sequence[tuple[int, Cell]]], comma: bool, path: Path, notes: list[str]) -> str:
+def decimal_mark(cells: Mapping[str, Sequence[tuple[int, Cell]]], path: Path, notes: list[str]) -> str:
     """The decimal mark, "." or ",", of a whole table. 1,5 and 0,123 can only be decimals, 1,234,567 only thousands; 1,234
     is read as the rest is, and by itself as a decimal, for analysers write three and part no thousands. BadInput where
     cells contradict each other."""
-    proofs: dict[str, tuple[str, int, str]] = {}
-    unsure: tuple[str, int, str] | None = None
+    proof: dict[str, str] = {}  # for each decimal mark a cell that can be read by no other, and where it is
+    unsure: dict[str, str] = {}  # for each mark a cell that has it and may be read either way
     for name, column in cells.items():
         for line, value in column:
-            if not isinstance(value, str) or ("," not in value and "." not in value):
-                continue
-            text = tidy(value)
-            reads = [mark for mark in ".," if any(map(str.isdigit, text)) and NUMBER[mark].fullmatch(text)]
-            if len(reads) == 2 and re.match(r"[+-]?0", text):  # 0,123: no group of thousands begins with 0
-                reads = ["," if "," in text else "."]
+            marks = [mark for mark in ",." if isinstance(value, str) and mark in value]
+            if not marks or list(proof) == marks:
+                continue  # in keeping with what is known
+            text = tidy(str(value))
+            reads = [mark for mark in ",." if re.search("[0-9]", text) and NUMBER[mark].fullmatch(text)]
+            where = f"{text[:20]} (line {line}, {name})"
+            if len(reads) == 2 and re.match(r"[+-]?0", text):  # no group of thousands begins with 0
+                reads = marks
             if len(reads) == 1:
-                proofs.setdefault(reads[0], (text, line, name))
-            elif reads and "," in text:
-                unsure = unsure or (text, line, name)
-    if len(proofs) == 2:
-        (a, line, name), (b, other, second) = proofs["."], proofs[","]
+                proof.setdefault(reads[0], where)
+            elif reads:
+                unsure.setdefault(marks[0], where)
+    if len(proof) == 2:
+        both = f"{proof['.']} and {proof[',']}"
         raise BadInput(
-            f"{path}: decimal points and decimal commas in one table, {a[:20]} (line {line}, {name}) and {b[:20]} (line {other}, "
-            f"{second}): export it again with one of them"
+            f"{path}: decimal points and decimal commas in one table, {both}: export it again with one of them"
         )
-    if "," in proofs:
-        notes.append("Decimal commas were read.")
-        return ","
-    if "." in proofs:
-        if unsure:
-            notes.append(f"Commas were read as marks of thousands, as in {unsure[0]} (line {unsure[1]}, {unsure[2]}).")
-        return "."
-    if unsure and not any("." in value for column in cells.values() for _, value in column if isinstance(value, str)):
-        notes.append(
-            f"{unsure[0]} (line {unsure[1]}, {unsure[2]}) and the like were read with a decimal comma: check one."
-        )
-        return ","
-    return "."
+    mark = next(iter(proof), "," if list(unsure) == [","] else ".")
+    if mark == ",":
+        doubt = "" if proof else f"; thousands would look the same, as in {unsure[',']}: check one"
+        notes.append(f"Decimal commas were read{doubt}.")
+    if proof and (other := "," if mark == "." else ".") in unsure:
+        notes.append(f"{unsure[other]} and the like were read as thousands.")
+    return mark
 
 
 def number(value: Cell, mark: str) -> float | None:
     """A cell as a number: NaN if it is empty, None if it is none."""
     if not isinstance(value, str):
         return float(value)
+    if SIMPLE[mark].fullmatch(value):
+        return float(value.replace(",", "."))
     text = tidy(value)
     if EMPTY.fullmatch(text):
         return math.nan
@@ -478,7 +477,7 @@ def identity(value: Cell) -> str:
     """A cell as a name: 104 for 104, 104.0 and 0104."""
     if not isinstance(value, str):
         return number_text(value) if math.isfinite(value) else str(value)
-    text = value.strip()
+    text = " ".join(value.split())
     match = re.fullmatch(r"0*([0-9]+)(?:[.,]0*)?", text)
     return match[1] if match else text
 
