@@ -126,9 +126,7 @@ def load(path: Path) -> Study:
     question = dataclasses.replace(question, nuisances=tuple(given), covariate=covariate)
     for name in (question.label, question.unit, question.strata):
         if name is not None and (name not in particles or particles[name].isna().all()):
-            raise BadInput(
-                f"{path}: no {name} is given; name the column under question, or give it for each assemblage"
-            )
+            raise BadInput(f"{path}: no {name} is given; name the column under question, or give it for each assemblage")
     kept = particles[particles[question.unit].notna()].reset_index(drop=True)
     if len(kept) < len(particles):
         notes = (*notes, f"{len(particles) - len(kept):,} particles without a {question.unit} are left out.")
