@@ -148,7 +148,7 @@ def p_words(p: float) -> str:
 
 def maps(flat: dict[str, Any], labels: Any, units: Any, *, order: Sequence[str] = ()) -> bytes | None:
     """Particles by principal components and by UMAP, side by side, in the colours of their labels; of at most 15 units the
-    middles are marked and named.
+    middles are marked and named, in the colour of the unit's commonest label.
 
     flat: as `look.flat` gives it, (n, 2) each. labels, units: (n,). order: of the labels.
     """
@@ -315,6 +315,8 @@ def sizes(
 ) -> bytes | None:
     """How sizes are distributed: a ridge a unit, or of more than 24 units a ridge a label, with a dot below at
     the median of each of its units of at least five particles. A line stands at the median, its number at the right.
+
+    A unit with particles of several labels has the colour of the commonest.
 
     logs: (n,) logarithms to base 10 of sizes in `what`. All ridges have the same area and are smoothed alike.
     """
