@@ -131,7 +131,7 @@ def standardised(vectors: NDArray[Any] | Tensor) -> NDArray[np.float64]:
     """Vectors (n, D) with mean 0 and deviation 1 in each column; what is not known (NaN) is 0, the mean, and columns that do
     not vary are left out. (n, D') float64."""
     X = np.array(vectors.detach().cpu() if isinstance(vectors, Tensor) else vectors, dtype=np.float64)
-    X = X.reshape(len(X), -1)
+    X = X.reshape(len(X), int(np.prod(X.shape[1:])))
     X[~np.isfinite(X)] = np.nan
     known = np.isfinite(X)
     count = known.sum(axis=0)

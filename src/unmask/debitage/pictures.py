@@ -58,7 +58,7 @@ LEAVES = 50
 """Units in a tree, at most."""
 LOOKED = 216
 """Side of the pictures of what was looked at, in pixels."""
-SHEET = 12
+SHEET = 10
 """Rows of a sheet of particles, at most."""
 LEVEL = 0.05
 
@@ -148,7 +148,7 @@ def p_words(p: float) -> str:
 
 def maps(flat: dict[str, Any], labels: Any, units: Any, *, order: Sequence[str] = ()) -> bytes | None:
     """Particles by principal components and by UMAP, side by side, in the colours of their labels; of at most 15 units the
-    middles are marked and named.
+    middles are marked and named, in the colour of the unit's commonest label.
 
     flat: as `look.flat` gives it, (n, 2) each. labels, units: (n,). order: of the labels.
     """
@@ -316,6 +316,8 @@ def sizes(
     """How sizes are distributed: a ridge a unit, or of more than 24 units a ridge a label, with a dot below at
     the median of each of its units of at least five particles. A line stands at the median, its number at the right.
 
+    A unit with particles of several labels has the colour of the commonest.
+
     logs: (n,) logarithms to base 10 of sizes in `what`. All ridges have the same area and are smoothed alike.
     """
     values = np.asarray(logs, dtype=np.float64)
@@ -343,8 +345,8 @@ def sizes(
 
     curves = [density(rows) for *_, rows in groups]
     tallest = max(curve.max() for curve in curves)
-    step = 0.62 if len(groups) <= 12 else 0.4 if len(groups) <= 24 else 0.3
-    overlap = 1.5
+    step = (0.62 if by_unit else 1.0) if len(groups) <= 12 else 0.42 if len(groups) <= 24 else 0.3
+    overlap = 1.5 if by_unit else 0.8  # of labels, so that the dots below stay free
     figure = Figure(figsize=(8.8, 1.5 + step * (len(groups) + overlap - 1)), layout="constrained")
     axes = figure.subplots()
     for i, ((_, colour, rows), curve) in enumerate(zip(groups, curves, strict=True)):
@@ -355,8 +357,10 @@ def sizes(
         middle = float(np.median(values[rows]))
         height = base + scale * float(np.interp(middle, middles, curve))
         axes.plot([middle, middle], [base, height], color=colour, linewidth=1.6, zorder=4 + 3 * i)
-        words = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 11, "color": colour}
-        axes.annotate(f"{10**middle:.3g}", (1, base), (8, 0), va="bottom", **words)
+        words = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 11, "color": INK}
+        axes.annotate(
+            f"{10**middle:.0f}" if middle >= 2 else f"{10**middle:#.3g}", (1, base), (8, 0), va="bottom", **words
+        )
         if not by_unit:
             of_units = pd.Series(values[rows]).groupby(unit[rows]).agg(["median", "size"])
             dots = of_units.loc[of_units["size"] >= 5, "median"].to_numpy()
@@ -714,7 +718,9 @@ def calibration(table: pd.DataFrame) -> bytes | None:
     names = list(dict.fromkeys(row["test"] for row in rows))
     columns = 2 if len(names) == 4 else min(3, len(names))
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(max(5.4, 3.5 * columns), 3.0 * lines + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=((5.6, 9.2, 10.5)[columns - 1], 3.0 * lines + (0.7 if columns > 1 else 1.2)), layout="constrained"
+    )
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)  # type: ignore[union-attr]
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes, name in zip(grid.flat, names, strict=False):
@@ -740,7 +746,7 @@ def calibration(table: pd.DataFrame) -> bytes | None:
         axes.set_ylim(0, 1)
         axes.set_yticks([LEVEL, 0.25, 0.5, 0.75, 1])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_title(named(name, 38), loc="left", fontsize=12, color=INK, pad=10)
+        axes.set_title(named(name, 30 if columns == 3 else 42), loc="left", fontsize=12, color=INK, pad=10)
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for line in grid:
@@ -760,7 +766,15 @@ def calibration(table: pd.DataFrame) -> bytes | None:
         Line2D([], [], color=INK, linestyle=(0, (5, 3)), linewidth=1.2),
     ]
     words = ["honest: labels are dealt among units", "naive: among particles", "5%"]
-    figure.legend(keys, words, loc="outside lower center", ncols=3, frameon=False, fontsize=11.5, labelcolor=INK)
+    figure.legend(
+        keys,
+        words,
+        loc="outside lower center",
+        ncols=3 if columns > 1 else 1,
+        frameon=False,
+        fontsize=11.5,
+        labelcolor=INK,
+    )
     return png(figure)
 
 
@@ -799,7 +813,7 @@ Row = tuple[str, str, Sequence[Shown], Sequence[Shown]]
 def particles(rows: Sequence[Row]) -> bytes | None:
     """A sheet with a row a unit: those judged right most surely, and those judged wrong most surely, at most four each.
 
-    rows: (unit, a word on it such as its label, the right ones, the wrong ones); of more than twelve the first twelve are
+    rows: (unit, a word on it such as its label, the right ones, the wrong ones); of more than ten the first ten are
     drawn, and the sheet says so.
     """
     lines = [((name, word), (right[:4], wrong[:4])) for name, word, right, wrong in rows]
@@ -813,7 +827,7 @@ def particles(rows: Sequence[Row]) -> bytes | None:
 
 def neighbours(rows: Sequence[tuple[Shown, Sequence[Shown]]]) -> bytes | None:
     """A sheet with a row a particle, and beside it those most like it, the nearest first. Framed in blue those of the same
-    label, in vermilion those of another, as `Shown.right` says; at most eight beside each, and twelve rows."""
+    label, in vermilion those of another, as `Shown.right` says; at most eight beside each, and ten rows."""
     lines = [((), ([query], near[:8])) for query, near in rows]
     wide = max((len(near) for _, (_, near) in lines), default=0)
     note = "blue: of the same label; vermilion: of another"
