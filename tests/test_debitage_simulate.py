@@ -203,6 +203,7 @@ def test_particles_are_as_a_study_has_them():
     assert len(frame) == 120 and frame["particle"].is_unique and made.measures[0] == "da" and len(made.measures) > 30
     assert len(made.units) == 6 and (made.units["assemblages"] == 2).all() and made.units["skill"].notna().all()
     assert frame[list(made.measures)].notna().all().all()
+    assert tables.check(frame).empty  # the instrument's measures agree with one another
     assert all(part["da"].is_monotonic_decreasing for _, part in frame.groupby("assemblage"))
     assert (frame["width_thickness"] >= 1).all() and (frame["width_thickness"] > 1.2).mean() > 0.3
 

@@ -131,11 +131,11 @@ class Model:
     """Standard deviation of its logit."""
     bend: float = 0.06
     """Standard deviation of the axis' sagitta over the length, left or right; no one's skill."""
-    irregularity: float = 0.032
+    irregularity: float = 0.045
     """Median root mean square of the outline's noise, a share of its distance from the middle."""
     irregularity_spread: float = 0.35
     """Standard deviation of its logarithm."""
-    power: float = 1.4
+    power: float = 1.3
     """p: the noise's amplitudes fall as 1/f^p."""
     hinge: float = 0.18
     """Share of flakes that end in a hinge or step."""
