@@ -9,7 +9,7 @@ import pandas as pd
 
 from unmask import report
 from unmask.debitage.findings import Finding, listed, many, plural
-from unmask.debitage.study import Study
+from unmask.debitage.study import Frame, Study
 from unmask.report import section, table, text
 
 LEVEL = 0.05
@@ -28,20 +28,20 @@ class Found:
 
     study: Study
     findings: list[Finding]
-    tests: pd.DataFrame
+    tests: Frame
     """A row a `statistics.Test`, with "on": what was compared."""
-    beside: pd.DataFrame
+    beside: Frame
     """Honest and naive p of the same question."""
-    effects: pd.DataFrame
+    effects: Frame
     """As `mixed.mixed` gives it."""
-    judged: pd.DataFrame
+    judged: Frame
     """A row a protocol and model."""
-    votes: pd.DataFrame
+    votes: Frame
     """A row a protocol, model and assemblage."""
-    predictions: pd.DataFrame
-    power: pd.DataFrame
+    predictions: Frame
+    power: Frame
     power_sentence: str
-    crossing: pd.DataFrame
+    crossing: Frame
     """How often the nearest particles of other units share the label."""
     notes: list[str]
     pictures: dict[str, bytes]
@@ -152,7 +152,7 @@ def page(found: Found, stated: dict[str, Any], result: dict[str, Any], tables: S
     return report.document(study.title, parts)
 
 
-def frame(data: pd.DataFrame, heads: dict[str, str], most: int = 60, words: Sequence[str] = ()) -> str:
+def frame(data: Frame, heads: dict[str, str], most: int = 60, words: Sequence[str] = ()) -> str:
     """Columns of a table under these headings. words: columns that hold sentences, and may be broken."""
     shown = [name for name in heads if name in data]
     rows = [[cell(row[name]) for name in shown] for row in data.head(most).to_dict("records")]

@@ -40,6 +40,8 @@ from unmask.data.decode import SUFFIXES
 from unmask.debitage import tables
 from unmask.errors import BadInput
 
+Frame = Any
+"""A pandas DataFrame. The types that pandas states make a Series of any cell, so that no type checker can follow it."""
 KNOWN = ("material", "technique", "session", "instrument")
 """What may differ between assemblages beside the hand, and so may pass for it."""
 
@@ -68,7 +70,7 @@ class Study:
     path: Path
     """Of STUDY.yaml."""
     question: Question
-    particles: pd.DataFrame
+    particles: Frame
     """A row a particle, RangeIndex: "particle" (str, unique), "assemblage" (str), the question's columns (str; the covariate
     float64), "image" (str, absolute path of its first picture, or None), "frames" (tuple of such paths), "scale" (mm a pixel,
     or NaN), "order" (place in its table), and its measures (float64, NaN where not measured)."""
@@ -78,7 +80,7 @@ class Study:
     """What was noticed while reading, a sentence each."""
 
     @property
-    def units(self) -> pd.DataFrame:
+    def units(self) -> Frame:
         """A row a unit: its label, covariate and stratum (None or NaN where it has none or several), its number of
         "particles" and of "assemblages". Index: the unit's name."""
         q = self.question
@@ -91,7 +93,7 @@ class Study:
         return dataclasses.replace(self, **changes)
 
 
-def _only(values: pd.Series) -> Any:
+def _only(values: Any) -> Any:
     """The one value there is, None where there are several or none."""
     found = values.dropna().unique()
     return found[0] if len(found) == 1 else None
@@ -153,7 +155,7 @@ def known(told: Any, where: Any, names: Sequence[str]) -> dict[str, Any]:
     return dict(told)
 
 
-def listed(frame: pd.DataFrame) -> str:
+def listed(frame: Frame) -> str:
     return ", ".join(map(str, frame.columns[:30]))
 
 
@@ -162,7 +164,7 @@ def listed(frame: pd.DataFrame) -> str:
 FIELDS = ("name", "knapper", "years", "skill", *KNOWN, "images", "table", "scale")
 
 
-def gathered(assemblages: Any, path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
+def gathered(assemblages: Any, path: Path) -> tuple[Frame, tuple[str, ...], tuple[str, ...]]:
     """The particles of all assemblages, the measures they have, and what was noticed."""
     if not isinstance(assemblages, list) or not assemblages:
         raise BadInput(f"{path}: assemblages is empty: give a list of them, each with a name and a knapper")
@@ -233,7 +235,7 @@ def pictured(folder: Path, where: str) -> dict[str, tuple[str, ...]]:
     return {identity: tuple(path for _, path in sorted(frames)) for identity, frames in found.items()}
 
 
-def joined(rows: pd.DataFrame, pictures: dict[str, tuple[str, ...]], where: str, notes: list[str]) -> pd.DataFrame:
+def joined(rows: Frame, pictures: dict[str, tuple[str, ...]], where: str, notes: list[str]) -> pd.DataFrame:
     """Rows with their pictures. BadInput where no row has one."""
     frames = [pictures.get(str(identity), ()) for identity in rows["id"]]
     without, over = sum(not each for each in frames), len(set(pictures) - set(map(str, rows["id"])))
@@ -251,7 +253,7 @@ def joined(rows: pd.DataFrame, pictures: dict[str, tuple[str, ...]], where: str,
 # One table
 
 
-def tabled(told: Any, path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, ...]]:
+def tabled(told: Any, path: Path) -> tuple[Frame, tuple[str, ...], tuple[str, ...]]:
     """Particles as a table has them, a row each, its columns under their own names."""
     where = f"{path}: particles"
     told = known(told, where, ("table", "image", "assemblage", "scale", "scale_in", "measures"))
