@@ -72,7 +72,7 @@ class Study:
     question: Question
     particles: Frame
     """A row a particle, RangeIndex: "particle" (str, unique), "assemblage" (str), the question's columns (str; the covariate
-    float64), "image" (str, absolute path of its first picture, or None), "frames" (tuple of such paths), "scale" (mm a pixel,
+    float64), "image" (str, absolute path of its first picture, or missing), "frames" (tuple of such paths), "scale" (mm a pixel,
     or NaN), "order" (place in its table), and its measures (float64, NaN where not measured)."""
     measures: tuple[str, ...] = ()
     """Columns of `particles` that are measures, named as in `tables.MEASURES`."""
@@ -112,7 +112,7 @@ def load(path: Path) -> Study:
     known(told, path, ("title", "assemblages", "particles", "question", "design"))
     if ("assemblages" in told) == ("particles" in told):
         raise BadInput(f"{path}: give either assemblages, a list, or particles, a table with a row a particle")
-    asked = known(told.get("question") or {}, f"{path}: question", [f.name for f in dataclasses.fields(Question)])
+    asked: dict[str, Any] = known(told.get("question") or {}, f"{path}: question", [f.name for f in dataclasses.fields(Question)])
     if "nuisances" in asked:
         asked = asked | {"nuisances": tuple(map(str, asked["nuisances"] or ()))}
     if "assemblages" in told:
@@ -140,8 +140,14 @@ def load(path: Path) -> Study:
         if name is not None:
             kept[name] = kept[name].map(lambda value: str(value) if pd.notna(value) else None).astype(object)
     if covariate is not None:
-        kept[covariate] = pd.to_numeric(kept[covariate], errors="coerce").astype(float)
+        kept[covariate] = number(kept[covariate])
     return Study(str(told.get("title") or path.parent.name), path, question, kept, measures, notes)
+
+
+def number(values: Any) -> Any:
+    """A column as float64, NaN where it is no number."""
+    numbers: Any = pd.to_numeric(values, errors="coerce")
+    return numbers.astype(float)
 
 
 def known(told: Any, where: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -278,7 +284,7 @@ def tabled(told: Any, path: Path) -> tuple[Frame, tuple[str, ...], tuple[str, ..
         str((file.parent / each).resolve()) if isinstance(each, str) else None
         for each in (frame[told["image"]] if "image" in told else [None] * len(frame))
     ]
-    scale = pd.to_numeric(frame[told["scale"]], errors="coerce") * unit[of] if "scale" in told else np.nan
+    scale = number(frame[told["scale"]]) * unit[of] if "scale" in told else np.nan
     particles = frame.assign(
         particle=[str(i + 1) for i in range(len(frame))],
         order=np.arange(len(frame)),

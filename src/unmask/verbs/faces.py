@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.data.decode import UnreadableImage, decode
 from unmask.debitage import look, pictures
 from unmask.debitage.classify import Folds
-from unmask.debitage.study import Study
+from unmask.debitage.study import Frame, Study
 from unmask.models.vit import ViT
 from unmask.verbs.attend import last_attention
 from unmask.verbs.load import load_classifier
@@ -32,7 +32,7 @@ def picture(path: object) -> Tensor:
 def sheet(study: Study, probabilities: np.ndarray, folds: Folds) -> bytes | None:
     """A row a unit, of at most a dozen with the most particles: those judged right, and wrong, most surely."""
     q, frame = study.question, study.particles
-    found = look.typical(probabilities, folds.targets, frame[q.unit].tolist())
+    found = look.typical(probabilities, folds.targets.tolist(), frame[q.unit].tolist())
     most = study.units["particles"].sort_values(ascending=False, kind="stable").index[:12]
     rows = []
     for unit in sorted(map(str, most)):
@@ -75,14 +75,14 @@ def looked(study: Study, probabilities: np.ndarray, folds: Folds, run: Path, fol
     return pictures.looked(rows)
 
 
-def nearest(study: Study, vectors: np.ndarray, seed: int) -> tuple[bytes | None, pd.DataFrame]:
+def nearest(study: Study, vectors: np.ndarray, seed: int) -> tuple[bytes | None, Frame]:
     """Particles beside those that MAE's encoder finds most like them among other units, and how often these share the label:
     with chance, the share that the label has among other units."""
     q, frame = study.question, study.particles
     there = np.flatnonzero(np.isfinite(vectors).all(axis=1) & frame[q.label].notna().to_numpy())
     units, labels = frame[q.unit].to_numpy()[there], frame[q.label].to_numpy()[there]
     some = look.evenly(units, 2000, seed)
-    near, _ = look.neighbours(vectors[there], units, some, 5, own=False)
+    near, _ = look.neighbours(vectors[there], units, some.tolist(), 5, own=False)
     rows = []
     for k, i in enumerate(some):
         known = near[k][near[k] >= 0]
@@ -90,7 +90,7 @@ def nearest(study: Study, vectors: np.ndarray, seed: int) -> tuple[bytes | None,
         if len(known):
             share, chance = float(np.mean(labels[known] == labels[i])), float(np.mean(others == labels[i]))
             rows.append({"unit": units[i], "label": labels[i], "same_label": share, "chance": chance})
-    table = pd.DataFrame(rows)
+    table: Frame = pd.DataFrame(rows)
     if len(table):
         table = table.groupby(["unit", "label"], as_index=False).mean()
     queries = look.evenly(units[some], 8, seed + 1)

@@ -23,7 +23,7 @@ from unmask.debitage import audit as audits
 from unmask.debitage import classify, look, mixed, page, pictures, power, shapes, simulate, statistics
 from unmask.debitage.classify import Folds
 from unmask.debitage.findings import Finding
-from unmask.debitage.study import Study, load
+from unmask.debitage.study import Frame, Study, load
 from unmask.errors import BadInput
 from unmask.evaluate import splits
 from unmask.training.engine import console
@@ -35,6 +35,8 @@ KEPT = 96
 """Pixels of the pictures that are cut out."""
 FEW_UNITS = 15
 """Up to so many, it is tried to name the unit itself."""
+REMARKS = 5
+"""On the data that are printed; the report has them all."""
 STUDY = Annotated[Positional[Path], tyro.conf.arg(metavar="STUDY.yaml")]
 
 
@@ -137,8 +139,10 @@ SIGNS = {
 
 
 def print_findings(study: Study, findings: Sequence[Finding]) -> None:
-    for note in study.notes:
+    for note in study.notes[:REMARKS]:
         console.print(f"· {note}", highlight=False)
+    if len(study.notes) > REMARKS:
+        console.print(f"· and {len(study.notes) - REMARKS} more remarks on the data", highlight=False)
     for finding in findings:
         console.print(f"{SIGNS[finding.severity]} [bold]{finding.title}[/]", highlight=False)
         if finding.severity != "fine":
@@ -212,6 +216,7 @@ def seen(study: Study, out: Path) -> Study:
 
 def measured(study: Study) -> tuple[Study, list[str]]:
     """The study with the measures of its particles' pictures, and what was noticed."""
+    values: Frame
     values, notes = shapes.measure_images(study.particles, title="measuring")
     names = [name for name in values if values[name].notna().any()]
     particles = study.particles.drop(columns=[name for name in names if name in study.particles])
