@@ -142,7 +142,9 @@ def size(study: Study, tried: pd.DataFrame, *, seed: int = 0) -> Finding:
     pairs = list(itertools.combinations([group.to_numpy() for _, group in by], 2))
     apart = np.array([ks_2samp(a, b, method="asymp").statistic for a, b in pairs])
     counts = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in pairs])
-    chance = np.sqrt(math.log(200 * len(pairs)) / 2 / counts)  # exceeded by any pair in one of a hundred studies of like sizes
+    chance = np.sqrt(
+        math.log(200 * len(pairs)) / 2 / counts
+    )  # exceeded by any pair in one of a hundred studies of like sizes
     farthest, sure = float(apart.max()), apart[apart > chance]
     left = size_matched(study, seed)
     medians = by.median()

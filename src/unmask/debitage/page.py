@@ -1,7 +1,7 @@
 """The report of a study: one page that an archaeologist can read, that prints, and that needs no network."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -326,10 +326,11 @@ def methods(found: Found, stated: dict[str, Any]) -> str:
     """A paragraph as a paper has it."""
     fixed, versions, q = stated["fixed"], stated["versions"], found.study.question
     told = ", ".join(f"{name} {each}" for name, each in versions.items())
+    passes = f"{fixed['epochs']:g} passes" if fixed["epochs"] else "8 passes, or 8,000 particles where that is more,"
     pixels = "" if fixed["quick"] else (
         f" Networks saw particles cut out, scaled to {fixed['pixels']} x {fixed['pixels']} pixels, so that size was left to the measures: a {fixed['resnet']} and a "
         f"{fixed['vit']} (a vision transformer) from scratch, and the transformer after masked autoencoding (He et al. 2021) on all pictures without labels for "
-        f"{fixed['pretrain_epochs']:g} passes, each fine-tuned for {fixed['epochs']:g} passes in every fold; nothing was chosen by the test."
+        f"{fixed['pretrain_epochs']:g} passes, each trained for {passes} in every fold; nothing was chosen by the test."
     )  # fmt: skip
     body = (
         f"{many(len(found.study.particles), 'particle')} of {many(len(found.study.units), q.unit)} were compared in {many(len(found.study.measures), 'measure')}; lengths, "

@@ -380,15 +380,18 @@ def _measured(frames: tuple[str, ...], scale: float) -> tuple[dict[str, float] |
     return aggregate(found), ""
 
 
-def _cut(task: tuple[str, str], size: int) -> str:
-    """Cut the largest particle of a picture out, into a square of its own. Returns why not, or ""."""
-    path, out = task
-    try:
-        image, particles = _seen(path)
-    except (UnreadableImage, BadInput) as error:
-        return f"{Path(path).name}: {error}"
-    if not particles:
-        return f"{Path(path).name}: no particle is seen"
+def _cut(task: tuple[tuple[str, ...], str], size: int) -> str:
+    """Cut the largest particle out of the first picture that shows one, into a square of its own. Returns why not, or ""."""
+    frames, out = task
+    for path in frames:
+        try:
+            image, particles = _seen(path)
+        except (UnreadableImage, BadInput) as error:
+            return f"{Path(path).name}: {error}"
+        if particles:
+            break
+    else:
+        return f"{Path(frames[0]).name}: no particle is seen"
     picture = Image.fromarray(crop(image, particles[0]))
     picture = picture.resize((size, size), Image.Resampling.LANCZOS if picture.width < size else Image.Resampling.BOX)
     with whole(Path(out)) as beside:
@@ -466,7 +469,7 @@ def measure_images(particles: pd.DataFrame, *, title: str | None = None) -> tupl
 
 
 def cut(particles: pd.DataFrame, out: Path, *, size: int) -> tuple[list[str | None], list[str]]:
-    """A picture of each particle's first frame, OUT/ASSEMBLAGE/ID.png, size x size, grey: paths, None where there is none; and
+    """A picture of each particle, of the first frame that shows it, OUT/ASSEMBLAGE/ID.png, size x size, grey: paths, None where there is none; and
     sentences on those. Pictures that are there are kept.
 
     Each particle fills its picture, whatever its size: networks are to see form, and size is left to the measures.
@@ -476,7 +479,7 @@ def cut(particles: pd.DataFrame, out: Path, *, size: int) -> tuple[list[str | No
         names = [f"{i}-{name}" for i, name in enumerate(names)]
     paths = [out / f"{name}.png" for name in names]
     tasks = [
-        (frames[0], str(path))
+        (frames, str(path))
         for frames, path in zip(particles["frames"], paths, strict=True)
         if frames and not path.is_file()
     ]

@@ -112,7 +112,9 @@ def load(path: Path) -> Study:
     known(told, path, ("title", "assemblages", "particles", "question", "design"))
     if ("assemblages" in told) == ("particles" in told):
         raise BadInput(f"{path}: give either assemblages, a list, or particles, a table with a row a particle")
-    asked: dict[str, Any] = known(told.get("question") or {}, f"{path}: question", [f.name for f in dataclasses.fields(Question)])
+    asked: dict[str, Any] = known(
+        told.get("question") or {}, f"{path}: question", [f.name for f in dataclasses.fields(Question)]
+    )
     if "nuisances" in asked:
         asked = asked | {"nuisances": tuple(map(str, asked["nuisances"] or ()))}
     if "assemblages" in told:

@@ -53,8 +53,8 @@ class Run:
     """A first look, by measures alone: no networks, and a fifth of the permutations."""
     permutations: int = 999
     """Of each test, where there are more arrangements than that."""
-    epochs: float = 8
-    """Passes over the particles, for each network in each fold."""
+    epochs: float | None = None
+    """Passes over the particles, for each network in each fold. Default: 8, and more of fewer than 1,000."""
     pretrain_epochs: float = 60
     """Passes of MAE over all particles, without their labels."""
     vit: str = "vit-lite-4/8"
