@@ -31,7 +31,7 @@ __all__ = [
     "inspect",
     "load",
 ]
-__all__ += ["pack", "plan", "predict", "pretrain", "probe", "reconstruct", "robustness", "segment"]
+__all__ += ["pack", "plan", "predict", "pretrain", "probe", "reconstruct", "robustness", "segment", "simulate", "study"]
 __version__ = version("unmask")
 
 
@@ -222,6 +222,20 @@ def pack(data: str | Path, *, out: str | Path, **settings: Any) -> dict[str, Any
     from unmask.verbs.pack import pack as write
 
     return write(Pack(str(data), Path(out), **settings))
+
+
+def study(path: str | Path, *, out: str | Path, **settings: Any) -> dict[str, Any]:
+    """Judge a study of assemblages from end to end, as `unmask study run` does. Returns what OUT/result.json says."""
+    from unmask.verbs.study import Run, run
+
+    return run(Run(Path(path), Path(out), **settings))
+
+
+def simulate(out: str | Path, **settings: Any) -> Path:
+    """Write a study of simulated flakes, as `unmask study simulate` does. Returns the path of its study.yaml."""
+    from unmask.verbs.study import Simulate, write_simulated
+
+    return write_simulated(Simulate(Path(out), **settings))
 
 
 def load(path: str | Path):

@@ -71,13 +71,16 @@ VERBS = {
     "embed": ("embed", "Embed", "embed", "one vector an image, to a table"),
     "export": ("export", "Export", "export", "the encoder for timm, Hugging Face, facebookresearch/mae or ONNX"),
     "report": ("report", "Report", "rewrite", "write the page of a run anew"),
+    "study simulate": ("study", "Simulate", "write_simulated", "flakes whose knappers are known, as images and tables"),
+    "study audit": ("study", "Audit", "audit", "what the data of a study cannot answer"),
+    "study run": ("study", "Run", "run", "whether assemblages differ by their knappers' skill, and what that rests on"),
 }
 
 HELP = """unmask: pre-train, judge and use vision transformers on the images you have.
 
 {verbs}
 
-  unmask VERB --help      what a verb takes
+  unmask VERB --help        what a verb takes
 
 Begin with  unmask quickstart  or, with images of your own,
   unmask inspect path/to/images
@@ -91,13 +94,15 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {verb:12}{row[3]}" for verb, row in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {verb:16}{row[3]}" for verb, row in VERBS.items())))
         return
     if arguments[0] == "--version":
         import unmask
 
         print(f"unmask {unmask.__version__}")
         return
+    if arguments[0] == "study":
+        arguments = of_study(arguments[1:])
     try:
         sys.exit(call(arguments[0], arguments[1:]))
     except BadInput as error:
@@ -123,6 +128,19 @@ def _terminate(number: int, frame: Any) -> None:
     stop = KeyboardInterrupt("terminated")
     stop.number = number  # type: ignore[attr-defined]
     raise stop
+
+
+def of_study(arguments: list[str]) -> list[str]:
+    """What follows `unmask study`, its verb as one word with it; without one, or with --help, the three are listed."""
+    own = {verb: row[3] for verb, row in VERBS.items() if verb.startswith("study ")}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: unmask study simulate|audit|run …\n")
+        print("\n".join(f"  {verb:16}{words}" for verb, words in own.items()))
+        print(
+            "\nBegin with  unmask study simulate --out studies/first  and then  unmask study run studies/first/study.yaml …"
+        )
+        sys.exit(0)
+    return [f"study {arguments[0]}", *arguments[1:]]
 
 
 def call(verb: str, arguments: list[str]) -> int:

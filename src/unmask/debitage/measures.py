@@ -198,13 +198,15 @@ MEASURES: dict[str, Measure] = {
         lambda ellipse_length, ellipse_thickness: ellipse_length / ellipse_thickness,
     ),
     "fiber_length": Measure(
-        "Fiber Length", "length", "Length of the ribbon that the particle would be if it were one; 0 where it is none."
+        "Fiber Length",
+        "length",
+        "Longer side of the rectangle with the particle's area and (about) its perimeter; 0 for round ones, which have none.",
     ),
     "fiber_width": Measure(
         "Fiber Width",
         "length",
-        "Width of that ribbon, area over fibre length; holds for a particle seen on one frame, and not for every one.",
-        lambda area, fiber_length: np.where(fiber_length > 0, area / fiber_length, 0.0),
+        "Shorter side of that rectangle, area over fibre length; not so where length and width come from different frames.",
+        lambda area, fiber_length: area / fiber_length,
     ),
     "krumbein_roundness": Measure(
         "Krumbein Rnd",

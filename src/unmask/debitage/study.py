@@ -122,7 +122,9 @@ def load(path: Path) -> Study:
     given = [name for name in question.nuisances if name in particles and particles[name].notna().any()]
     if "nuisances" in asked and (missing := [name for name in question.nuisances if name not in particles]):
         raise BadInput(f"{path}: question: nuisances: no column {missing[0]!r}; there are {listed(particles)}")
-    covariate = question.covariate if question.covariate in particles else None
+    covariate = question.covariate
+    if covariate not in particles or particles[covariate].isna().all():
+        covariate = None
     question = dataclasses.replace(question, nuisances=tuple(given), covariate=covariate)
     for name in (question.label, question.unit, question.strata):
         if name is not None and (name not in particles or particles[name].isna().all()):

@@ -277,10 +277,22 @@ def tabled(rows: list[list[Cell]], first: int, comma: bool, path: Path, notes: l
         zero = int(np.sum(table[name].to_numpy() == 0))
         if zero and MEASURES[name].dimension in POWERS:
             notes.append(f"{name} is 0 in {counted(zero, 'row')}: not determined, or less than the last digit shows.")
+    notes += unexamined(table)
     given = [name for name in MEASURES if name in table]
     constant = tuple(name for name in given if len(table) > 1 and table[name].dropna().unique().size <= 1)
     missing = tuple(name for name in MEASURES if name not in table)
     return Export(path, table, {name: units[name] for name in given if name in units}, missing, constant, tuple(notes))
+
+
+def unexamined(table: pd.DataFrame) -> list[str]:
+    """Particles of a few pixels have an outline only: zeros for what the picture should tell are no measurements."""
+    looks = [name for name in ("transparency", "angularity", "curvature") if name in table]
+    none = np.all(table[looks].to_numpy() == 0, axis=1)
+    if len(looks) < 2 or not none.any() or none.all():
+        return []
+    said = f"In {counted(int(none.sum()), 'row')} {listed(looks)} are all 0: the picture was not looked into"
+    largest = f", in none larger than {table.loc[none, 'da'].max():.3g} mm" if "da" in table else ""
+    return [f"{said}{largest}; these zeros are no measurements."]
 
 
 def blank(row: Sequence[Cell]) -> bool:
@@ -574,7 +586,8 @@ def scale(export: Export, name: str) -> float:
 def bounds(export: Export | pd.DataFrame, name: str, decimals: int = 3) -> pd.DataFrame:
     """A measure recomputed by its formula: "exported", "recomputed", and "low" and "high", between which the exported value
     must lie, since each number was rounded to so many decimals of the unit it was written in: inputs are moved to both ends
-    of what they may have been, in all combinations, and the exported value by half its last digit."""
+    of what they may have been, in all combinations, and the exported value by half its last digit. Rows without one of the
+    numbers, or with a 0 to divide by, are left out."""
     frame = export.frame if isinstance(export, Export) else export
     half = {
         each: 0.5 * 10.0**-decimals * (1 + 1e-6) * (scale(export, each) if isinstance(export, Export) else 1.0)
@@ -597,7 +610,7 @@ def bounds(export: Export | pd.DataFrame, name: str, decimals: int = 3) -> pd.Da
     low = np.where(free, -np.inf, corners.min(0)) - half[name]
     high = np.where(free, np.inf, corners.max(0)) + half[name]
     exported = frame[name].to_numpy(float)
-    here = np.isfinite(exported) & np.isfinite(np.stack(values)).all(0)
+    here = np.isfinite(exported) & np.isfinite(recomputed)
     columns = {"exported": exported, "recomputed": recomputed, "low": low, "high": high}
     return pd.DataFrame(columns, index=frame.index).loc[here]
 

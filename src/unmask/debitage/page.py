@@ -1,0 +1,358 @@
+"""The report of a study: one page that an archaeologist can read, that prints, and that needs no network."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from unmask import report
+from unmask.debitage.findings import Finding, listed, many, plural
+from unmask.debitage.study import Study
+from unmask.report import section, table, text
+
+LEVEL = 0.05
+"""Of significance, and of false discovery."""
+PRINT = """<style>@media print { body { max-width: none; font-size: 10pt; padding: 0; } section { break-inside: auto; }
+  figure, tr, .banner { break-inside: avoid; } h2 { break-after: avoid; } details { display: block; }
+  details > summary { display: none; } details::details-content { content-visibility: visible; display: block; } img { min-width: 0; } }
+  .finding { border-left: .3rem solid var(--line); padding: .1rem 0 .1rem .9rem; margin: .8rem 0; }
+  .finding.bad { border-color: var(--bad); } .finding.warn { border-color: #d08700; } .finding.good { border-color: var(--good); }
+  .wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; } .wide td.words { white-space: normal; }</style>"""
+
+
+@dataclass
+class Found:
+    """What a study found, table by table."""
+
+    study: Study
+    findings: list[Finding]
+    tests: pd.DataFrame
+    """A row a `statistics.Test`, with "on": what was compared."""
+    beside: pd.DataFrame
+    """Honest and naive p of the same question."""
+    effects: pd.DataFrame
+    """As `mixed.mixed` gives it."""
+    judged: pd.DataFrame
+    """A row a protocol and model."""
+    votes: pd.DataFrame
+    """A row a protocol, model and assemblage."""
+    predictions: pd.DataFrame
+    power: pd.DataFrame
+    power_sentence: str
+    crossing: pd.DataFrame
+    """How often the nearest particles of other units share the label."""
+    notes: list[str]
+    pictures: dict[str, bytes]
+
+
+# The verdict
+
+
+def verdict(found: Found) -> tuple[str, str]:
+    """A word and a sentence: whether these data can answer, and what they say."""
+    q, barred = found.study.question, [f for f in found.findings if f.severity == "cannot answer"]
+    if barred:
+        return "these data cannot answer", (
+            f"Whether {plural(q.label)} differ cannot be told from these data: {listed([first(f.title) for f in barred], 4)}. "
+            "What is found below may be real differences between these assemblages; what they are due to, nobody can say."
+        )
+    hits, looked = differences(found)
+    if hits:
+        return "a difference", (
+            f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}; {len(hits)} of {len(looked)} tests at {LEVEL:.0%}, each on whole "
+            f"{plural(q.unit)}. {found.power_sentence}"
+        )
+    least = found.tests["smallest_p"].min() if len(found.tests) else math.nan
+    limit = f" With these {plural(q.unit)} no p below {least:.2g} was possible." if least > LEVEL else ""
+    return "no difference found", (
+        f"None of {len(looked)} tests, each on whole {plural(q.unit)}, finds that {plural(q.label)} differ at {LEVEL:.0%}.{limit} That is no "
+        f"proof that they do not: {found.power_sentence[:1].lower()}{found.power_sentence[1:]}"
+    )
+
+
+def first(title: str) -> str:
+    """A title as it stands inside a sentence."""
+    return title[:1].lower() + title[1:] if title[1:2].islower() else title
+
+
+def differences(found: Found) -> tuple[list[str], list[str]]:
+    """The tests of the question that reached the level, and all that were made: of the label or the covariate among units, of each
+    measure, of being recognised by models. The level is not corrected over these, q is over measures."""
+    q, looked, hits = found.study.question, [], []
+    among = {f"{name} among {plural(unit)}" for name in (q.label, q.covariate) for unit in (q.unit, "particle") if name}
+    for row in found.tests.to_dict("records"):
+        if any(str(row["name"]).endswith(words) for words in among) and finite(row["p"]):
+            looked.append(name := f"{row['name']} on {row['on']} (p = {row['p']:.3g})")
+            hits += [name] if row["p"] < LEVEL else []
+    if len(found.effects) and found.effects["q"].notna().any():
+        own = found.effects[(found.effects["stands"] == found.effects["measure"]) & (found.effects["q"] < LEVEL)]
+        looked.append("measures")
+        if len(own):
+            hits.append(f"{many(len(own), 'measure')} of mixed models (q < {LEVEL}: {listed(list(own['measure']), 3)})")
+    for row in found.judged.to_dict("records"):
+        if row.get("honest") and row["protocol"].startswith(f"{q.label},") and finite(row.get("p")):
+            looked.append(name := f"{row['model']} (p = {'' if row['p_exact'] else 'at most '}{row['p']:.3g})")
+            hits += [name] if row["p"] < LEVEL else []
+    return hits, looked
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+# The page
+
+
+def page(found: Found, stated: dict[str, Any], result: dict[str, Any], tables: Sequence[str]) -> str:
+    """The HTML. stated: what settings.yaml says. tables: names of the CSV files."""
+    study, q = found.study, found.study.question
+    kept = found.pictures
+
+    def figure(name: str, words: str, width: str = "100%") -> str:
+        return report.picture(kept[name], words, width) + f'<p class="soft">{text(words)}</p>' if name in kept else ""
+
+    colour = {"these data cannot answer": "bad", "a difference": "good"}.get(result["verdict"], "warn")
+    sign = {"bad": "✗", "good": "✓", "warn": "!"}[colour]
+    about = f"{many(result['particles'], 'particle')} · {many(result['assemblages'], 'assemblage')} · {many(result['units'], q.unit)}"
+    parts = [
+        PRINT,
+        f'<header><h1>{text(study.title)}</h1><p class="soft">{text(about)} · {text(str(stated["date"])[:16].replace("T", " "))}</p></header>',
+        f'<div class="banner {colour}"><b>{sign} {text(result["verdict"])}</b><p>{text(result["sentence"])}</p></div>',
+        material(found),
+        audited(found.findings),
+        section(
+            "As it should be tested, and as it mostly is",
+            f"A {q.label} belongs to a {q.unit}, not to a particle: a thousand particles of one {q.unit} are one {q.unit}. On the left "
+            f"whole {plural(q.unit)} are dealt out anew; on the right particles are taken for replicates, or split at random so that "
+            f"each {q.unit} stands on both sides. Where only the right one is small, it has found the {q.unit}, the stone or the day.",
+            figure(
+                "tests", "p of the same question, asked both ways; the hollow mark is the smallest p these units allow."
+            )
+            + frame(
+                found.beside,
+                {"test": "test", "honest": "p, whole units", "smallest": "smallest possible", "naive": "p, particles"},
+            ),
+        )
+        if len(found.beside)
+        else "",
+        between(found, figure),
+        recognised(found, figure),
+        planning(found, figure),
+        looks(found, figure),
+        methods(found, stated),
+        limits(found),
+        section(
+            "Every number",
+            "Each table and figure of this page, and what is behind them, lies beside it.",
+            "<p>" + ", ".join(f"<code>tables/{text(name)}</code>" for name in tables) + "</p>",
+        ),
+    ]
+    return report.document(study.title, parts)
+
+
+def frame(data: pd.DataFrame, heads: dict[str, str], most: int = 60, words: Sequence[str] = ()) -> str:
+    """Columns of a table under these headings. words: columns that hold sentences, and may be broken."""
+    shown = [name for name in heads if name in data]
+    rows = [[cell(row[name]) for name in shown] for row in data.head(most).to_dict("records")]
+    more = f'<p class="soft">and {len(data) - most:,} more rows, in tables/</p>' if len(data) > most else ""
+    return f'<div class="{"" if words else "wide"}">{table([heads[name] for name in shown], rows)}</div>{more}'
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in a table."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)) or value is pd.NA:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def material(found: Found) -> str:
+    """Which assemblages there are, of whom."""
+    q, particles = found.study.question, found.study.particles
+    columns = [q.unit, q.label, q.covariate, q.strata, *q.nuisances]
+    names = list(dict.fromkeys(name for name in columns if name is not None and name != "assemblage"))
+    kind: Any = particles.groupby("assemblage", sort=False)
+    shown = kind[names].agg(lambda values: listed(sorted(map(str, values.dropna().unique())), 3)).reset_index()
+    shown["particles"] = kind.size().to_numpy()
+    heads = {name: name.replace("_", " ") for name in ("assemblage", *names, "particles")}
+    notes = "".join(f"<li>{text(note)}</li>" for note in found.notes)
+    body = frame(shown, heads, most=30)
+    size = report.picture(found.pictures["sizes"], "Sizes by unit.") if "sizes" in found.pictures else ""
+    return section(
+        "What was looked at",
+        "",
+        body
+        + (
+            f"<details><summary>{many(len(found.notes), 'remark')} on the data</summary><ul>{notes}</ul></details>"
+            if notes
+            else ""
+        )
+        + size,
+    )
+
+
+MARKS = {"cannot answer": ("bad", "✗"), "warning": ("warn", "!"), "note": ("", "·"), "fine": ("good", "✓")}
+
+
+def audited(findings: Sequence[Finding]) -> str:
+    """What the data cannot answer, worst first."""
+    body = ""
+    for finding in findings:
+        colour, sign = MARKS[finding.severity]
+        body += f'<div class="finding {colour}"><b>{sign} {text(finding.title)}</b>'
+        body += f"<p>{text(finding.sentence)}</p>"
+        if finding.table is not None and len(finding.table):
+            shown = finding.table.head(20)
+            plain = table(
+                [str(c).replace("_", " ") for c in shown],
+                [[cell(v) for v in row] for row in shown.itertuples(index=False)],
+            )
+            body += f'<details><summary>the figures</summary><div class="wide">{plain}</div></details>'
+        body += "</div>"
+    words = "Looked at before any model. What is marked ✗ no model, no test and no number of particles can mend; only other assemblages can."
+    return section("What these data can answer", words, body)
+
+
+def between(found: Found, figure: Any) -> str:
+    """Tests between assemblages, and measures."""
+    q = found.study.question
+    if not len(found.tests) and not len(found.effects):
+        return ""
+    heads = {
+        "on": "on",
+        "name": "test",
+        "statistic": "pseudo-F",
+        "r2": "R²",
+        "p": "p",
+        "smallest_p": "smallest possible",
+        "units": "dealt out",
+    }
+    body = frame(found.tests, heads) if len(found.tests) else ""
+    body += figure("tree", "Which are alike: mean measures, joined by average linkage.")
+    body += figure("map-measures", "Particles by their measures, coloured by label; the crosses are means.")
+    if len(found.effects):
+        of = found.effects["contrast"].iloc[0] if "contrast" in found.effects else q.label
+        body += f"<h3>Measure by measure</h3><p>Mixed models with {text(plural(q.unit))} and their assemblages as random effects; what is estimated is "
+        body += f"{text(str(of))}. t has the degrees of freedom of {text(plural(q.unit))}, not of particles. q is the false discovery rate over all measures.</p>"
+        body += figure("effects", "Estimates in standard deviations, with 95% intervals; filled where q < 0.05.")
+        heads = {"measure": "measure", "effect": "effect, s.d.", "estimate": "estimate", "low": "from", "high": "to", "p": "p", "q": "q",
+                 "share_unit": f"variance: {q.unit}", "share_assemblage": "assemblage", "share_particle": "particle", "stands": "told by"}  # fmt: skip
+        shown = found.effects.sort_values("p") if "p" in found.effects else found.effects
+        body += f"<details><summary>all {len(shown)} measures</summary>{frame(shown, heads)}</details>"
+    return section("Whether assemblages differ", "", body)
+
+
+def recognised(found: Found, figure: Any) -> str:
+    """What models got right, by every protocol."""
+    if not len(found.judged):
+        return ""
+    q = found.study.question
+    body = figure(
+        "classified-skill",
+        f"Accuracy of recognising the {q.label}, with 95% intervals by {q.unit}; dashed: always naming the commonest.",
+    )
+    body += figure("classified-unit", f"Accuracy of recognising the {q.unit} in an assemblage not seen before.")
+    shown = found.judged.copy()
+    if "accuracy" in shown:
+        for name in ("accuracy", "balanced", "vote_accuracy"):
+            low, high = (f"{name}_{end}" if name != "accuracy" else end for end in ("low", "high"))
+            shown[f"{name}_told"] = [
+                f"{a:.3f} [{b:.3f}, {c:.3f}]" if finite(a) else "–"
+                for a, b, c in zip(
+                    shown[name],
+                    shown.get(low, [math.nan] * len(shown)),
+                    shown.get(high, [math.nan] * len(shown)),
+                    strict=True,
+                )
+            ]
+        for protocol, rows in shown.groupby("protocol", sort=False):
+            known = rows[rows["accuracy"].notna()]
+            body += f"<h3>{text(protocol)}</h3>"
+            if not len(known):
+                body += "".join(f"<p>{text(sentence)}</p>" for sentence in rows["sentence"])
+                continue
+            leaky = "" if rows["honest"].iloc[0] else f" Leaky: each {q.unit} is on both sides."
+            body += f'<p class="soft">{text(known["how"].iloc[0])}; {many(int(known["n"].iloc[0]), "particle")} tested; the commonest is {known["majority"].iloc[0]:.1%} of them.{text(leaky)}</p>'
+            heads = {"model": "model", "accuracy_told": "accuracy", "balanced_told": "balanced", "macro_f1": "macro F1",
+                     "vote_accuracy_told": "assemblages by vote", "p": "p", "smallest_p": "smallest possible"}  # fmt: skip
+            body += frame(known, heads)
+    return section(
+        f"Whether the {q.label} can be recognised",
+        f"Models of measures, of pictures, and of both, each judged on {plural(q.unit)} it never saw; intervals resample whole "
+        f"{plural(q.unit)}. MAE learnt from all pictures, but from no label.",
+        body,
+    )
+
+
+def planning(found: Found, figure: Any) -> str:
+    if not len(found.power):
+        return ""
+    words = f"{found.power_sentence} Simulated from the variances between {plural(found.study.question.unit)}, assemblages and particles found here."
+    return section(
+        "How many would be needed",
+        words,
+        figure("power", "Power of a test of two labels at 5%, by number of units and particles."),
+    )
+
+
+def looks(found: Found, figure: Any) -> str:
+    """Sheets of particles, attention, occlusion, neighbours."""
+    q = found.study.question
+    body = figure(
+        "particles-skill", f"Judged right, and wrong, most surely, by a model that had not seen the {q.unit}."
+    )
+    for name, words in (("vit-after-mae", "The ViT after MAE"), ("resnet", "The ResNet")):
+        body += figure(
+            f"looked-skill-{name}",
+            f"{words}, on particles it had not seen, from the least to the most sure of the truth: red is what it needs.",
+        )
+    body += figure("map-features", "Particles by what MAE's encoder makes of their pictures.")
+    body += figure("neighbours", f"Most like it among other {plural(q.unit)}, by MAE's encoder.")
+    if len(found.crossing):
+        heads = {
+            "unit": q.unit,
+            "label": q.label,
+            "same_label": f"nearest five of other {plural(q.unit)} that share the {q.label}",
+            "chance": "by chance",
+        }
+        body += frame(found.crossing, heads, most=30)
+    return section("What it was judged by", "", body) if body else ""
+
+
+def methods(found: Found, stated: dict[str, Any]) -> str:
+    """A paragraph as a paper has it."""
+    fixed, versions, q = stated["fixed"], stated["versions"], found.study.question
+    told = ", ".join(f"{name} {each}" for name, each in versions.items())
+    pixels = "" if fixed["quick"] else (
+        f" Networks saw particles cut out, scaled to {fixed['pixels']} x {fixed['pixels']} pixels, so that size was left to the measures: a {fixed['resnet']} and a "
+        f"{fixed['vit']} (a vision transformer) from scratch, and the transformer after masked autoencoding (He et al. 2021) on all pictures without labels for "
+        f"{fixed['pretrain_epochs']:g} passes, each fine-tuned for {fixed['epochs']:g} passes in every fold; nothing was chosen by the test."
+    )  # fmt: skip
+    body = (
+        f"{many(len(found.study.particles), 'particle')} of {many(len(found.study.units), q.unit)} were compared in {many(len(found.study.measures), 'measure')}; lengths, "
+        "areas and volumes by their logarithm, all scaled by median and interquartile range; of measures with rank correlations above 0.95 one stands for all in tests over all measures. "
+        f"Differences between {plural(q.label)} were tested by PERMANOVA (Anderson 2001) and, for spread, PERMDISP (Anderson 2006), permuting whole {plural(q.unit)}"
+        + (f" within {plural(q.strata)}" if q.strata else "")
+        + f" ({fixed['permutations']} permutations, or all where there are fewer), and measure by measure by mixed models (REML) with random {plural(q.unit)} and assemblages, t on the degrees "
+        f"of freedom of {plural(q.unit)}, false discovery controlled after Benjamini & Hochberg (1995). Random forests (Breiman 2001; 500 trees) and penalised logistic regressions were "
+        f"tested with whole {plural(q.unit)} left out, all scaling inside folds, intervals by bootstrap over {plural(q.unit)}."
+        + pixels
+        + f" Seed {fixed['seed']}. {told}."
+    )
+    where = f"Data: {text(str(found.study.path))}; the tables beside this page hold every measure and prediction. Nothing left this machine."
+    return section("Methods", "", f"<p>{text(body)}</p><p>{where}</p>")
+
+
+def limits(found: Found) -> str:
+    """What the reader must not conclude."""
+    q = found.study.question
+    lines = [
+        f"Of {plural(q.unit)} other than these {len(found.study.units)}, only tests on {plural(q.unit)} left out say anything, and as much as so few can.",
+        "A p above 5% is no proof of likeness; the section on power says what could have been found.",
+        f"The level is not corrected over the several tests of this page; measures are, among themselves. MAE saw the pictures of {plural(q.unit)} that it was later tested on, without labels.",
+        "Occlusion and attention show what a network used, not why the stone broke so.",
+    ]
+    return section("Limits", "", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>")
