@@ -3,9 +3,9 @@
     uv run python benchmarks/debitage_calibration.py [--of outlines|traits] [--studies 200] [--jobs 1]
         [--out benchmarks/results/debitage_calibration.json]
 
-Designs of unmask.debitage.simulate: 12 knappers of three levels at an effect of 0 (so many studies) and of 0.5, 1 and 2 (a
-fifth as many each); the design "null" of 6, of which no label can be told at 0.05 (the smallest p is 1/15); and the
-published one of three knappers, each with a stone of their own, at an effect of 0. 240 particles a study. Measures are those
+Designs of unmask.debitage.simulate: 12 knappers of three levels at an effect of 0 (so many studies) and of 0.5, 1 and 2 (an
+eighth as many each); the design "null" of 6, of which no label can be told at 0.05 (the smallest p is 1/15); and the
+published one of three knappers, each with a stone of their own, at an effect of 0. 240 particles a study, each seen once. Measures are those
 of the simulated outlines, or with `--of traits` the latent traits that these are drawn from, which takes no shapes.
 
 Expected: at an effect of 0 the interval of each honest rate holds 0.05 or lies below, for 12 knappers rates rise with the
@@ -31,7 +31,7 @@ PARTICLES = 240
 def drawn(seed: int, *, design: simulate.Design, of: str) -> Study:
     """A study of this design; seed also numbers its hands, stones and days."""
     if of == "outlines":
-        return simulate.study_of(simulate.particles(design, None, PARTICLES, seed))
+        return simulate.study_of(simulate.particles(design, simulate.Model(frames=1), PARTICLES, seed))
     frame = simulate.traits(design, simulate.Model(), PARTICLES, seed)
     told = pd.DataFrame([simulate.about(each) for each in design.assemblages])
     frame = frame.merge(told, on="assemblage")
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/debitage_calibration.json"))
     asked = parser.parse_args()
-    few = max(1, asked.studies // 5)
+    few = max(1, asked.studies // 8)
     three = replace(simulate.DESIGNS["three-knappers"], effect=0.0)
     runs = [("12 knappers, effect 0", simulate.design(12, effect=0.0), asked.studies)]
     runs += [(f"12 knappers, effect {effect:g}", simulate.design(12, effect=effect), few) for effect in (0.5, 1, 2)]
