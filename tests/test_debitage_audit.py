@@ -87,7 +87,17 @@ def test_a_balanced_design_can_answer(clean):
     severities = [SEVERITIES.index(finding.severity) for finding in clean]
     assert severities == sorted(severities)
     by = found(clean)
-    assert {"label", "permutations", "covariate", "channels", "size", "copies", "pictures", "controls", "balance"} <= set(by)
+    assert {
+        "label",
+        "permutations",
+        "covariate",
+        "channels",
+        "size",
+        "copies",
+        "pictures",
+        "controls",
+        "balance",
+    } <= set(by)
     assert {f"label-{name}" for name in KNOWN} <= set(by)
     assert by["channels"].severity == by["copies"].severity == by["estimable"].severity == "fine"
     assert "15 ways" in by["permutations"].sentence and "0.067" in by["permutations"].sentence
@@ -161,7 +171,9 @@ def test_confounding():
     def against(column: str, value) -> dict:
         return found(confounding(built([each | {column: value(each)} for each in balanced()])))
 
-    by = against("material", lambda each: {"novice": "flint", "intermediate": "chert", "expert": "obsidian"}[each["skill"]])
+    by = against(
+        "material", lambda each: {"novice": "flint", "intermediate": "chert", "expert": "obsidian"}[each["skill"]]
+    )
     assert by["label-material"].severity == by["estimable"].severity == "cannot answer"
     by = against("material", lambda each: each["knapper"] + " stone")  # two stones of each skill, each of one knapper
     assert by["label-material"].severity == "warning" and "chance which knapper" in by["label-material"].sentence
@@ -180,13 +192,17 @@ def test_confounding():
 def test_differences_lost_only_if_all_is_allowed_for():
     table = pd.DataFrame({"skill": list("aabb"), "stone": list("xyyx"), "day": list("1221")})
     contrast = np.array([[1.0, -1.0]])
-    assert can_be_told(table, "skill", ["stone"], contrast).all() and can_be_told(table, "skill", ["day"], contrast).all()
+    assert (
+        can_be_told(table, "skill", ["stone"], contrast).all() and can_be_told(table, "skill", ["day"], contrast).all()
+    )
     table = pd.DataFrame({"skill": list("abab"), "stone": list("xxyy"), "day": ["1", "2", "2", "1"]})
     assert can_be_told(table, "skill", ["stone", "day"], contrast).all()
     table = pd.DataFrame({"skill": list("aab"), "stone": list("xyx"), "day": list("112")})
     assert not can_be_told(table, "skill", ["day"], contrast).any()
     table = pd.DataFrame({"skill": list("aab"), "stone": list("xyx"), "day": list("122")})
-    assert can_be_told(table, "skill", ["stone"], contrast).all() and can_be_told(table, "skill", ["day"], contrast).all()
+    assert (
+        can_be_told(table, "skill", ["stone"], contrast).all() and can_be_told(table, "skill", ["day"], contrast).all()
+    )
     assert not can_be_told(table, "skill", ["stone", "day"], contrast).any()
 
 
@@ -229,7 +245,9 @@ def test_sizes():
     assert ks_2samp(before["novice"], before["expert"]).statistic > 0.4
     assert ks_2samp(of["novice"], of["expert"]).statistic < 0.06
     assert ks_2samp(of["novice"], of["intermediate"]).statistic < 0.06
-    apart = study.replace(particles=study.particles.assign(da=grown * np.where(study.particles["skill"] == "expert", 99, 1)))
+    apart = study.replace(
+        particles=study.particles.assign(da=grown * np.where(study.particles["skill"] == "expert", 99, 1))
+    )
     assert len(size_matched(apart)) == 0
 
 
@@ -413,7 +431,9 @@ def test_any_study_can_be_audited(seed):
         for _ in range(rng.integers(1, 6))
     ]
     study = built(assemblages, rng.integers(1, 9, len(assemblages)).tolist(), seed)
-    gaps = study.particles[list(MEASURES)].mask(rng.random((len(study.particles), len(MEASURES))) < rng.choice([0, 0.5, 1]))
+    gaps = study.particles[list(MEASURES)].mask(
+        rng.random((len(study.particles), len(MEASURES))) < rng.choice([0, 0.5, 1])
+    )
     study = study.replace(particles=study.particles.assign(**gaps), measures=MEASURES[: rng.integers(7)])
     findings = audit(study)
     assert all(finding.severity in SEVERITIES and finding.sentence for finding in findings)
