@@ -3,10 +3,10 @@
     uv run python benchmarks/debitage_calibration.py [--of outlines|traits] [--studies 200] [--jobs 1]
         [--out benchmarks/results/debitage_calibration.json]
 
-Designs of unmask.debitage.simulate: 12 knappers of three levels at an effect of 0 (so many studies) and of 0.5, 1 and 2
-(an eighth as many each); the design "null" of 6, of which no label can be told at 0.05 (the smallest p is 1/15); and the
-published one of three knappers, each with a stone of their own, at an effect of 0. 240 particles a study, each seen once. Measures are those
-of the simulated outlines, or with `--of traits` the latent traits that these are drawn from, which takes no shapes.
+Designs of unmask.debitage.simulate: 12 knappers of three levels at an effect of 0 (so many studies) and of 0.5, 1 and 2 (an
+eighth as many each); the design "null" of 6, of which no label can be told at 0.05 (the smallest p is 1/15); and the
+published one of three knappers, each with a stone of their own, at an effect of 0. 240 particles a study, each seen once.
+Measures are those of the simulated outlines, or with `--of traits` the latent traits that these are drawn from.
 
 Expected: at an effect of 0 the interval of each honest rate holds 0.05 or lies below, for 12 knappers rates rise with the
 effect, and naive rates at 0 are several times 0.05. About 15 minutes on one core.
