@@ -92,10 +92,10 @@ def pretrained(networks: Networks, particles: pd.DataFrame, unit: str) -> Path:
 def said(what: str):
     """A line that turns while something is trained, on a console of its own: what runs print is kept from the other."""
     aside = Console(stderr=True)
-    with aside.status(what) if aside.is_terminal else contextlib.nullcontext():
-        yield
     if not aside.is_terminal:
         aside.print(what, highlight=False)
+    with aside.status(what) if aside.is_terminal else contextlib.nullcontext():
+        yield
 
 
 def vectors(networks: Networks, run: Path, particles: pd.DataFrame, unit: str) -> np.ndarray:
