@@ -203,7 +203,9 @@ def gathered(assemblages: Any, path: Path) -> tuple[Frame, tuple[str, ...], tupl
         assert rows is not None
         about = {field: told.get(field) for field in ("knapper", "skill", *KNOWN)}
         rows = rows.assign(**about, years=years, scale=scale, assemblage=name)
-        rows.insert(0, "particle", [f"{name}/{identity}" for identity in rows["id"]])
+        again = rows.groupby("id").cumcount()  # an Id that stands twice, which `tables.read` says
+        names = [f"{name}/{i}" + (f"#{k + 1}" if k else "") for i, k in zip(rows["id"], again, strict=True)]
+        rows.insert(0, "particle", names)
         parts.append(rows)
     if exports:
         notes += tables.differences(exports)

@@ -100,7 +100,7 @@ class Simulate:
 
 def required() -> None:
     """BadInput where what studies need beyond the rest is not installed."""
-    for package in ("statsmodels", "umap", "openpyxl"):
+    for package in ("umap", "openpyxl"):
         if find_spec(package) is None:
             raise BadInput(f"a study needs {package}: pip install 'unmask[study]'")
 
@@ -192,7 +192,7 @@ def begin(settings: Run, study: Study) -> None:
         return
     if out.is_dir() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty and holds no study: choose another --out")
-    versions = {name: version(name) for name in ("unmask", "torch", "scikit-learn", "scikit-image", "statsmodels")}
+    versions = {name: version(name) for name in ("unmask", "torch", "scikit-learn", "scikit-image", "scipy")}
     stated = {"fixed": fixed, "versions": versions | {"python": platform.python_version()}}
     stated["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
