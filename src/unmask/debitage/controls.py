@@ -269,7 +269,8 @@ def judged(
     got = score(said, y, len(names), groups=np.concatenate(groups) if by_unit else None, level=LEVEL, seed=seed)
     majority = float(np.mean([np.bincount(each).max() / len(each) for each in codes]))
     chance = 1 / len(names)
-    better = got.balanced_low > chance and got.balanced > chance + MARGIN
+    margin = max(MARGIN, 0.25 / len(np.unique(owners))) if by_unit else MARGIN  # a bootstrap of few units is too sure
+    better = got.balanced_low > chance and got.balanced > chance + margin
     common = names[np.bincount(codes[0]).argmax()]
     if nonsense and better:
         why = (
