@@ -134,8 +134,8 @@ def test_flawed_designs_are_always_caught(seed):
     assemblages, years = [], [1.0, *rng.permutation(np.arange(5.0, 21))]
     for k in range(K):
         about = {"knapper": f"K{k}", "years": years[k], "skill": "expert" if k else "novice", "material": f"stone {k}"}
-        for part in range(int(rng.integers(1, 4))):
-            assemblages.append(about | {"session": f"day {rng.integers(3)}", "assemblage": f"K{k}-{part}"})
+        parts = range(int(rng.integers(1, 4)))
+        assemblages += [about | {"session": f"day {rng.integers(3)}", "assemblage": f"K{k}-{part}"} for part in parts]
     study = built(assemblages, rng.integers(5, 60, len(assemblages)).tolist(), seed)
     study = study.replace(particles=study.particles.sample(frac=1, random_state=seed).reset_index(drop=True))
     findings = [*labels(study), *covariate(study), *confounding(study)]
