@@ -5,6 +5,10 @@ whom; at sizes, copies, order, background and files (`controls`). It says what e
 Nothing here looks at whether labels differ: it looks at what else would make them seem to.
 """
 
+# To pandas' own types a column may always be a table, and a sum anything
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
 import hashlib
 import itertools
 import math
