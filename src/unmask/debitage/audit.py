@@ -236,7 +236,7 @@ def rows_twice(study: Study) -> Finding:
         sure = int((across & large).sum())
         pair = about[across & large] if sure else about[across]
         pair = pair[pair["code"] == pair["code"].iloc[0]]["particle"].tolist()
-        if sure or across.sum() > max(5, 0.05 * smallest):
+        if sure or across.sum() > max(5, 0.25 * smallest):
             text = (
                 f"{int(across.sum()):,} particles of one assemblage are equal in all {len(names)} measures to "
                 f"particles of another ({listed(pair, 3)}). A particle can have one maker only: files were copied or "

@@ -178,7 +178,7 @@ FREE = ("out", "device")
 def begin(settings: Run, study: Study) -> None:
     """The folder with settings.yaml; BadInput if it holds something else, or the same with other settings."""
     out, path = settings.out, settings.out / "settings.yaml"
-    fixed = {
+    fixed: dict[str, Any] = {
         k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items() if k not in FREE
     }
     fixed["study"] = str(settings.study)
