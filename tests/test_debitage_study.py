@@ -73,7 +73,7 @@ def test_tables_and_pictures_are_joined_by_id(written):
 
 
 def test_an_id_that_stands_twice_is_two_particles(written):
-    write, told = written
+    write, _ = written
     frame = pd.DataFrame({"id": ["1", "1"], "area": [1.0, 2.0], "perimeter": [4.0, 6.0]})
     path = write(assemblages=[{"name": "A", "knapper": "K1", "skill": "novice", "table": "twice.csv"}])
     tables.write(path.parent / "twice.csv", frame)

@@ -49,8 +49,9 @@ class Networks:
 
 
 def listed(path: Path, particles: pd.DataFrame, labels: np.ndarray | None, unit: str) -> Path:
-    """A table of particles as `unmask finetune` reads it, whole or not there."""
-    table = pd.DataFrame({"image": particles["picture"], "particle": particles["particle"], "group": particles[unit]})
+    """A table of particles as `unmask finetune` reads it, whole or not there. The unit is no "group" of it: the folds have kept
+    units apart, and the test of one may hold a single unit, of which no interval over groups can be had."""
+    table = pd.DataFrame({"image": particles["picture"], "particle": particles["particle"], "unit": particles[unit]})
     if labels is not None:
         table["label"] = labels
     path.parent.mkdir(parents=True, exist_ok=True)
