@@ -3,14 +3,17 @@
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 import unmask
 from unmask.cli import main
+from unmask.debitage.study import load
 from unmask.errors import BadInput
-from unmask.verbs.study import Run, run
+from unmask.verbs.networks import Networks, answers
+from unmask.verbs.study import Run, run, seen
 
 SMALL = {"permutations": 99, "seed": 0}
 
@@ -47,6 +50,18 @@ def test_every_model_is_judged_by_particle_but_skill_of_a_new_knapper_cannot_be(
         "honest"
     ].any()
     assert naive["accuracy"].between(0, 1).all() and (naive["low"] <= naive["accuracy"]).all()
+
+
+def test_a_network_is_tested_on_one_knapper_alone(three, tmp_path):
+    study = seen(load(three), tmp_path)
+    frame = study.particles
+    own = (frame["knapper"] == frame["knapper"].iloc[-1]).to_numpy()
+    labels = np.array(["a", "b"] * len(frame), dtype=object)[: len(frame)]
+    nets = Networks(tmp_path / "models", "vit-lite-2/8", "resnet10t", 32, 1, 1, 0, "cpu")
+    told = (frame, labels, ("a", "b"), [(np.flatnonzero(~own), np.flatnonzero(own))], "knapper", None)
+    said = answers(nets, "ViT", "one", *told)
+    assert (np.isfinite(said).all(axis=1) == own).all() and np.allclose(said[own].sum(axis=1), 1, atol=1e-5)
+    assert np.array_equal(answers(nets, "ViT", "one", *told), said, equal_nan=True)
 
 
 def test_channels_that_were_off_are_not_learnt_from(judged):

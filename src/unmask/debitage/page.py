@@ -136,9 +136,7 @@ def page(found: Found, stated: dict[str, Any], result: dict[str, Any], tables: S
             f"random so that each {q.unit} stands on both sides. Where only that is small, it has found the "
             f"{q.unit}, the stone or "
             "the day.",
-            figure(
-                "tests", "p of the same question, asked both ways; the hollow mark is the smallest p these units allow."
-            )
+            figure("tests", "p of the same question, asked both ways; grey is out of reach with so few units.")
             + frame(
                 found.beside,
                 {"test": "test", "honest": "p, whole units", "smallest": "smallest possible", "naive": "p, particles"},
@@ -244,12 +242,15 @@ def between(found: Found, figure: Any) -> str:
     }
     body = frame(found.tests, heads) if len(found.tests) else ""
     body += figure("tree", "Which are alike: mean measures, joined by average linkage.")
-    body += figure("map-measures", "Particles by their measures, coloured by label; the crosses are means.")
+    body += figure(
+        "map-measures",
+        "Particles by their measures, coloured by label; the large dots are the means of units, where these are few.",
+    )
     if len(found.effects):
         of = found.effects["contrast"].iloc[0] if "contrast" in found.effects else q.label
         body += (
             f"<h3>Measure by measure</h3><p>Mixed models with {text(plural(q.unit))} and their assemblages as "
-            "random effects; what is estimated is "
+            "random effects; what is estimated: "
         )
         body += (
             f"{text(str(of))}. t has the degrees of freedom of {text(plural(q.unit))}, not of particles. q is the "

@@ -421,6 +421,8 @@ def drawn(
     """All figures by name, those left out that have nothing to show; and how often likeness crosses units."""
     q, frame = study.question, study.particles
     labels, units = frame[q.label].to_numpy(), frame[q.unit].to_numpy()
+    of_label = None if q.covariate is None else frame.groupby(q.label)[q.covariate].mean()
+    order = () if of_label is None else tuple(map(str, of_label.sort_values().index))  # from novice to expert
     shown: dict[str, bytes | None] = {"tests": pictures.tests(tests) if len(tests) else None}
     for task in ("skill", "unit"):
         of = pd.DataFrame(
@@ -432,17 +434,21 @@ def drawn(
     shown["power"] = pictures.power(strength) if len(strength) else None
     if (name := audits.size_of(study)) is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            shown["sizes"] = pictures.sizes(np.log10(frame[name].to_numpy(float)), labels, units, what=f"{name}, mm")
+            shown["sizes"] = pictures.sizes(
+                np.log10(frame[name].to_numpy(float)), labels, units, order=order, what=f"{name}, mm"
+            )
     if X.shape[1]:
         scaled = statistics.scaled(X)
-        shown["map-measures"] = pictures.maps(look.flat(scaled, seed=settings.seed, units=units), labels, units)
+        shown["map-measures"] = pictures.maps(
+            look.flat(scaled, seed=settings.seed, units=units), labels, units, order=order
+        )
         groups = frame["assemblage"] if len(study.units) <= FEW_UNITS else frame[q.unit]
-        shown["tree"] = pictures.tree(scaled, groups, labels)
+        shown["tree"] = pictures.tree(scaled, groups, labels, order=order)
     crossing = pd.DataFrame()
     if vectors is not None:
         there = np.isfinite(vectors).all(axis=1)
         flat = look.flat(vectors[there], seed=settings.seed, units=units[there])
-        shown["map-features"] = pictures.maps(flat, labels[there], units[there])
+        shown["map-features"] = pictures.maps(flat, labels[there], units[there], order=order)
         shown["neighbours"], crossing = faces.nearest(study, vectors, settings.seed)
     for each in contests[:2]:
         nets = [name for name in ("ViT after MAE", "ResNet") if name in each.probabilities]
@@ -473,12 +479,9 @@ def side_by_side(
     except (BadInput, ValueError):
         naive = {}
     rows = []
-    for on, test in tests:
-        own = (
-            naive.get("PERMANOVA, particles")
-            if on == "measures" and test.name == f"PERMANOVA, {q.label} among {q.unit}s"
-            else None
-        )
+    asked = [(on, test) for on, test in tests if test.name.split(", ")[1].split(" among ")[0] in (q.label, q.covariate)]
+    for number, (on, test) in enumerate(asked):
+        own = naive.get("PERMANOVA, particles") if number == 0 and test.name.startswith("PERMANOVA") else None
         rows.append({"test": f"{test.name}, {on}", "honest": test.p, "naive": own, "smallest": test.smallest_p})
     own = effects[effects["stands"] == effects["measure"]] if len(effects) else effects
     if len(own):
