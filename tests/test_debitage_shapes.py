@@ -108,7 +108,7 @@ SHAPES = st.sampled_from([star(5, 2, 0.9), ellipse(3, 1, 60), rounded(3, 2, 0.4,
 @settings(max_examples=40, deadline=None)
 def test_measures_do_not_depend_on_angle_place_mirror_start_and_direction(points, angle, shift, mirror, start):
     told = shapes.measures_of(points, slow=False)
-    other = turned(points * ((1, -1) if mirror else (1, 1)), angle) + (shift, -2 * shift)
+    other = turned(points * ((1, -1) if mirror else (1, 1)), angle) + np.array((shift, -2 * shift))
     assert shapes.measures_of(np.roll(other, start, axis=0), slow=False) == pytest.approx(told, rel=1e-7, abs=1e-9)
     assert shapes.measures_of(other[::-1], slow=False) == pytest.approx(told, rel=1e-7, abs=1e-9)
 

@@ -103,9 +103,10 @@ def background_of(grey: Array) -> Array:
     design = np.stack([np.ones(rim.sum()), y[rim] / H, x[rim] / W], axis=1)
     values = grey[rim].astype(np.float64)
     kept = np.abs(values - np.median(values)) <= 0.25
+    plane = np.array([np.median(values), 0, 0])
     for _ in range(3):
         if kept.sum() < 8:
-            return np.full((H, W), np.median(values), dtype=np.float32)
+            break
         plane, *_ = np.linalg.lstsq(design[kept], values[kept], rcond=None)
         off = np.abs(values - design @ plane)
         kept = off <= max(3 * 1.4826 * float(np.median(off[kept])), 0.02)
@@ -426,22 +427,20 @@ def _cut(task: tuple[str, str], size: int) -> str:
 
 
 def crop(image: Array, particle: Particle, margin: float = MARGIN) -> Array:
-    """A particle's own picture, square, uint8 (S, S): the particle in the middle, as large as it is, the background of the
-    picture around it and, where that ends, its mean; other particles are painted over with it."""
+    """A particle's own picture, square, uint8 (S, S): the particle in the middle, as large as it is, and around it, from two
+    pixels off its edge on, one grey, the median of the picture's border: neither neighbours nor uneven light are left to learn
+    from."""
     grey = grey_of(image)
+    ground = float(np.median(rim_of(grey)))
     top, left, bottom, right = particle.box
     h, w = bottom - top, right - left
-    side = max(h, w) + 2 * math.ceil(margin * max(h, w))
-    canvas = np.full((side, side), float(np.median(rim_of(grey))), dtype=np.float32)
-    y0, x0 = (side - h) // 2, (side - w) // 2
-    near = ndimage.binary_dilation(np.pad(particle.mask, 2), iterations=2)  # its own rim of blurred pixels
-    rows, columns = slice(max(top - 2, 0), bottom + 2), slice(max(left - 2, 0), right + 2)
-    own, skip = grey[rows, columns], (2 - (top - rows.start), 2 - (left - columns.start))
-    near = near[skip[0] : skip[0] + own.shape[0], skip[1] : skip[1] + own.shape[1]]
-    y, x = y0 - (top - rows.start), x0 - (left - columns.start)
-    ys, xs = np.nonzero(near)
-    kept = (ys + y >= 0) & (xs + x >= 0) & (ys + y < side) & (xs + x < side)
-    canvas[ys[kept] + y, xs[kept] + x] = own[ys[kept], xs[kept]]
+    margin = max(2, math.ceil(margin * max(h, w)))
+    side = max(h, w) + 2 * margin
+    y, x = (side - h) // 2 - 2, (side - w) // 2 - 2
+    near = ndimage.binary_dilation(np.pad(particle.mask, 2), iterations=2)  # with its rim of blurred pixels
+    own = np.pad(grey, 2, constant_values=ground)[top : bottom + 4, left : right + 4]
+    canvas = np.full((side, side), ground, dtype=np.float32)
+    canvas[y : y + h + 4, x : x + w + 4][near] = own[near]
     return np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
 
@@ -483,7 +482,7 @@ def measure_images(particles: pd.DataFrame, *, title: str | None = None) -> tupl
     table = pd.DataFrame([values or {} for values, _ in found], index=particles.index)
     names = [name for name in MEASURES if name in table]
     sized = [name for name in names if MEASURES[name].dimension in ("length", "area", "volume")]
-    table = table[names]
+    table = table.reindex(columns=names)
     unknown = ~np.isfinite(particles["scale"].astype(float).to_numpy())
     table.loc[unknown, sized] = np.nan
     notes = _missed([why for values, why in found if values is None], "could not be measured")
@@ -493,10 +492,11 @@ def measure_images(particles: pd.DataFrame, *, title: str | None = None) -> tupl
 
 
 def cut(particles: pd.DataFrame, out: Path, *, size: int) -> tuple[list[str | None], list[str]]:
-    """A picture of each particle's first frame, OUT/ASSEMBLAGE/ID.png, size x size, grey: paths, None where there is none; and
+    """A picture of each particle's first frame, OUT/PARTICLE.png, size x size, grey: paths, None where there is none; and
     sentences on those. Pictures that are there are kept.
 
-    Each particle fills its picture, whatever its size: networks are to see form, and size is left to the measures.
+    Each particle fills its picture, its aspect kept, enlarged if need be, whatever its size: networks are to see form, and size
+    is left to the measures. How blurred a small particle becomes by it still tells of its size.
     """
     names = ["".join(c if c.isalnum() or c in "-_." else "_" for c in str(each)) for each in particles["particle"]]
     if len(set(names)) < len(names):
