@@ -117,7 +117,8 @@ def segment(image: Array, *, least: int = LEAST) -> list[Particle]:
     """The particles of a picture (H, W) or (H, W, C), largest first: darker or brighter than the background that the border
     shows, or of another colour. Holes are filled, and what has fewer than `least` pixels is left out. Silhouettes are taken as
     they are; in photographs a particle is what differs from the background by more than Otsu's (1979) threshold, or, where
-    that would cut through its inside, than half of what its palest part does, and by five times the noise at the border. BadInput for what is no picture."""
+    that would cut through its inside, than half of what its palest part does, and by five times the noise at the border.
+    BadInput for what is no picture."""
     planes = planes_of(image)
     grey = planes.mean(axis=2)
     if min(grey.shape) < 3 or planes.min() == planes.max():
@@ -133,7 +134,7 @@ def segment(image: Array, *, least: int = LEAST) -> list[Particle]:
         smooth = ndimage.gaussian_filter(far, 0.7)
         noise = 1.4826 * float(np.median(rim_of(smooth)))
         floor, level = max(5 * noise, 0.03), float(threshold_otsu(smooth))
-        inner = smooth[ndimage.binary_erosion(smooth > floor, iterations=3)]
+        inner = smooth[np.asarray(ndimage.binary_erosion(smooth > floor, iterations=3), dtype=bool)]
         if len(inner) and (pale := float(np.quantile(inner, 0.02))) < level:
             level = pale / 2  # a pale facet beside a dark one is not background, which is what Otsu takes it for
         solid = smooth > max(level, floor)
@@ -327,7 +328,7 @@ def measure(particle: Particle | Array, scale: float = 1.0, *, slow: bool = True
         return measures_of(outline(particle) * scale, slow=slow)
     found = measures_of(outline(particle.mask) * scale, slow=slow)
     if particle.clear is not None:
-        inner = ndimage.binary_erosion(particle.mask, iterations=2)
+        inner = np.asarray(ndimage.binary_erosion(particle.mask, iterations=2), dtype=bool)
         light = particle.clear[inner if inner.any() else particle.mask]
         found["transparency"] = float(np.clip(light.mean(), 0, 1))
     return found
@@ -444,7 +445,9 @@ def crop(image: Array, particle: Particle, margin: float = MARGIN) -> Array:
     margin = max(2, math.ceil(margin * max(h, w)))
     side = max(h, w) + 2 * margin
     y, x = (side - h) // 2 - 2, (side - w) // 2 - 2
-    near = ndimage.binary_dilation(np.pad(particle.mask, 2), iterations=2)  # with its rim of blurred pixels
+    near = np.asarray(
+        ndimage.binary_dilation(np.pad(particle.mask, 2), iterations=2), dtype=bool
+    )  # with its blurred rim
     own = np.pad(grey, 2, constant_values=ground)[top : bottom + 4, left : right + 4]
     canvas = np.full((side, side), ground, dtype=np.float32)
     canvas[y : y + h + 4, x : x + w + 4][near] = own[near]
