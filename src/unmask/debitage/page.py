@@ -288,7 +288,8 @@ def recognised(found: Found, figure: Any) -> str:
     shown = found.judged.copy()
     if "accuracy" in shown:
         for name in ("accuracy", "balanced", "vote_accuracy"):
-            low, high = (f"{name}_{end}" if name != "accuracy" else end for end in ("low", "high"))
+            start = {"accuracy": "", "balanced": "balanced_", "vote_accuracy": "vote_"}[name]
+            low, high = f"{start}low", f"{start}high"
             shown[f"{name}_told"] = [
                 f"{a:.3f} [{b:.3f}, {c:.3f}]" if finite(a) else "–"
                 for a, b, c in zip(
