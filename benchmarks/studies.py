@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,18 @@ def stones(name: str, out: Path) -> Path:
     return path
 
 
+def entry(folder: Path) -> dict[str, Any]:
+    """What a finished study found, in short."""
+    result = json.loads((folder / "result.json").read_text())
+    for key in ("classification", "side-by-side"):
+        table = folder / "tables" / f"{key}.csv"
+        if table.is_file():
+            kept = pd.read_csv(table)
+            kept = kept.drop(columns=[column for column in ("sentence",) if column in kept])
+            result[key.replace("-", "_")] = json.loads(kept.to_json(orient="records", double_precision=4))
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=NAMES)
@@ -78,14 +91,8 @@ def main() -> None:
         path = write(name, asked.out)
         settings = {"tools": {"beside": ("source_image",)}, "taxa": {"quick": True}}.get(name, {})
         folder = asked.out / f"{name}-results"
-        result = unmask.study(path, out=folder, **settings)
-        for key in ("classification", "side-by-side"):
-            table = folder / "tables" / f"{key}.csv"
-            if table.is_file():
-                kept = pd.read_csv(table)
-                kept = kept.drop(columns=[column for column in ("sentence",) if column in kept])
-                result[key.replace("-", "_")] = json.loads(kept.to_json(orient="records", double_precision=4))
-        found[name] = {**found.get(name, {}), **result}
+        unmask.study(path, out=folder, **settings)
+        found[name] = entry(folder)
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 

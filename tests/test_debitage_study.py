@@ -72,6 +72,14 @@ def test_tables_and_pictures_are_joined_by_id(written):
     assert study.question.nuisances == ("material",) and study.question.covariate == "years"
 
 
+def test_an_id_that_stands_twice_is_two_particles(written):
+    write, _ = written
+    frame = pd.DataFrame({"id": ["1", "1"], "area": [1.0, 2.0], "perimeter": [4.0, 6.0]})
+    path = write(assemblages=[{"name": "A", "knapper": "K1", "skill": "novice", "table": "twice.csv"}])
+    tables.write(path.parent / "twice.csv", frame)
+    assert load(path).particles["particle"].tolist() == ["A/1", "A/1#2"]
+
+
 def test_a_folder_stands_for_its_study_yaml(written):
     assert load(written[0]().parent).title == "Two"
 

@@ -5,6 +5,10 @@ whom; at sizes, copies, order, background and files (`controls`). It says what e
 Nothing here looks at whether labels differ: it looks at what else would make them seem to.
 """
 
+# To pandas' own types a column may always be a table, and a sum anything
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
 import hashlib
 import itertools
 import math
@@ -142,7 +146,9 @@ def size(study: Study, tried: pd.DataFrame, *, seed: int = 0) -> Finding:
     pairs = list(itertools.combinations([group.to_numpy() for _, group in by], 2))
     apart = np.array([ks_2samp(a, b, method="asymp").statistic for a, b in pairs])
     counts = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in pairs])
-    chance = np.sqrt(math.log(200 * len(pairs)) / 2 / counts)  # exceeded by any pair in one of a hundred studies of like sizes
+    chance = np.sqrt(
+        math.log(200 * len(pairs)) / 2 / counts
+    )  # exceeded by any pair in one of a hundred studies of like sizes
     farthest, sure = float(apart.max()), apart[apart > chance]
     left = size_matched(study, seed)
     medians = by.median()
@@ -178,6 +184,8 @@ def size_matched(study: Study, seed: int = 0) -> np.ndarray:
     rank = rows[name].rank(method="average", pct=True)
     bins = np.minimum((rank * BINS).astype(int), BINS - 1)
     least = pd.crosstab(bins, rows[q.label]).min(axis=1)
+    ends = rows.groupby([bins, q.label])[name].agg(["min", "max"]).groupby(level=0).agg({"min": "max", "max": "min"})
+    least[ends["min"] > ends["max"]] = 0  # a bin in which one label ends where another begins
     rng = np.random.default_rng(seed)
     shuffled = rows.iloc[rng.permutation(len(rows))]
     where = bins.loc[shuffled.index]
@@ -228,7 +236,7 @@ def rows_twice(study: Study) -> Finding:
         sure = int((across & large).sum())
         pair = about[across & large] if sure else about[across]
         pair = pair[pair["code"] == pair["code"].iloc[0]]["particle"].tolist()
-        if sure or across.sum() > 0.05 * smallest:
+        if sure or across.sum() > max(5, 0.25 * smallest):
             text = (
                 f"{int(across.sum()):,} particles of one assemblage are equal in all {len(names)} measures to "
                 f"particles of another ({listed(pair, 3)}). A particle can have one maker only: files were copied or "

@@ -5,6 +5,10 @@ another stone: is it the hand or the stone?), and there must be units enough for
 measure is looked at here, only the design of the study.
 """
 
+# To pandas' own types a column may always be a table, and a sum anything
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+
 import itertools
 import math
 from collections import defaultdict

@@ -289,7 +289,7 @@ def _fitted(values: np.ndarray, design: _Design) -> dict[str, Any]:
     c = 1 if not design.classes else len(design.classes) - 1
     beta, covariance = fit.beta[-c:], fit.covariance[-c:, -c:]
     if not design.classes:
-        contrasts, called = [np.ones(1)], [f"one more of {design.of}"]
+        contrasts, called = [np.ones(1)], [f"the change with {design.of}, by one"]
     else:
         ends = np.vstack([np.zeros(c), np.eye(c)])  # the first label is what the others are compared with
         pairs = list(itertools.combinations(range(c + 1), 2))

@@ -1,7 +1,7 @@
 """The report of a study: one page that an archaeologist can read, that prints, and that needs no network."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ LEVEL = 0.05
 """Of significance, and of false discovery."""
 PRINT = """<style>@media print { body { max-width: none; font-size: 10pt; padding: 0; } section { break-inside: auto; }
   figure, tr, .banner { break-inside: avoid; } h2 { break-after: avoid; } details { display: block; }
-  details > summary { display: none; } details::details-content { content-visibility: visible; display: block; } img { min-width: 0; } }
+  details > summary { display: none; } details::details-content { content-visibility: visible; display: block; }
+  img { min-width: 0; } }
   .finding { border-left: .3rem solid var(--line); padding: .1rem 0 .1rem .9rem; margin: .8rem 0; }
   .finding.bad { border-color: var(--bad); } .finding.warn { border-color: #d08700; } .finding.good { border-color: var(--good); }
   .wide { overflow-x: auto; } .wide td, .wide th { white-space: nowrap; } .wide td.words { white-space: normal; }</style>"""
@@ -55,20 +56,23 @@ def verdict(found: Found) -> tuple[str, str]:
     q, barred = found.study.question, [f for f in found.findings if f.severity == "cannot answer"]
     if barred:
         return "these data cannot answer", (
-            f"Whether {plural(q.label)} differ cannot be told from these data: {listed([first(f.title) for f in barred], 4)}. "
+            f"Whether {plural(q.label)} differ cannot be told from these data: "
+            f"{listed([first(f.title) for f in barred], 4)}. "
             "What is found below may be real differences between these assemblages; what they are due to, nobody can say."
         )
     hits, looked = differences(found)
     if hits:
         return "a difference", (
-            f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}; {len(hits)} of {len(looked)} tests at {LEVEL:.0%}, each on whole "
-            f"{plural(q.unit)}. {found.power_sentence}"
+            f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}: {len(hits)} of {len(looked)} tests at "
+            f"{LEVEL:.0%}, each on "
+            f"whole {plural(q.unit)}. {found.power_sentence}"
         )
     least = found.tests["smallest_p"].min() if len(found.tests) else math.nan
     limit = f" With these {plural(q.unit)} no p below {least:.2g} was possible." if least > LEVEL else ""
     return "no difference found", (
-        f"None of {len(looked)} tests, each on whole {plural(q.unit)}, finds that {plural(q.label)} differ at {LEVEL:.0%}.{limit} That is no "
-        f"proof that they do not: {found.power_sentence[:1].lower()}{found.power_sentence[1:]}"
+        f"None of {len(looked)} tests, each on whole {plural(q.unit)}, finds that {plural(q.label)} differ at "
+        f"{LEVEL:.0%}.{limit} "
+        f"That is no proof that they do not: {found.power_sentence[:1].lower()}{found.power_sentence[1:]}"
     )
 
 
@@ -78,8 +82,8 @@ def first(title: str) -> str:
 
 
 def differences(found: Found) -> tuple[list[str], list[str]]:
-    """The tests of the question that reached the level, and all that were made: of the label or the covariate among units, of each
-    measure, of being recognised by models. The level is not corrected over these, q is over measures."""
+    """The tests of the question that reached the level, and all that were made: of the label or the covariate among units,
+    of measures, of being recognised by models. The level is not corrected over these, q is over measures."""
     q, looked, hits = found.study.question, [], []
     among = {f"{name} among {plural(unit)}" for name in (q.label, q.covariate) for unit in (q.unit, "particle") if name}
     for row in found.tests.to_dict("records"):
@@ -115,21 +119,24 @@ def page(found: Found, stated: dict[str, Any], result: dict[str, Any], tables: S
 
     colour = {"these data cannot answer": "bad", "a difference": "good"}.get(result["verdict"], "warn")
     sign = {"bad": "✗", "good": "✓", "warn": "!"}[colour]
-    about = f"{many(result['particles'], 'particle')} · {many(result['assemblages'], 'assemblage')} · {many(result['units'], q.unit)}"
+    counts = ((result["particles"], "particle"), (result["assemblages"], "assemblage"), (result["units"], q.unit))
+    about = [*(many(n, noun) for n, noun in counts), str(stated["date"])[:16].replace("T", " ")]
     parts = [
         PRINT,
-        f'<header><h1>{text(study.title)}</h1><p class="soft">{text(about)} · {text(str(stated["date"])[:16].replace("T", " "))}</p></header>',
+        f'<header><h1>{text(study.title)}</h1><p class="soft">{text(" · ".join(about))}</p></header>',
         f'<div class="banner {colour}"><b>{sign} {text(result["verdict"])}</b><p>{text(result["sentence"])}</p></div>',
         material(found),
         audited(found.findings),
         section(
             "As it should be tested, and as it mostly is",
-            f"A {q.label} belongs to a {q.unit}, not to a particle: a thousand particles of one {q.unit} are one {q.unit}. On the left "
-            f"whole {plural(q.unit)} are dealt out anew; on the right particles are taken for replicates, or split at random so that "
-            f"each {q.unit} stands on both sides. Where only the right one is small, it has found the {q.unit}, the stone or the day.",
-            figure(
-                "tests", "p of the same question, asked both ways; the hollow mark is the smallest p these units allow."
-            )
+            f"A {q.label} belongs to a {q.unit}, not to a particle: a thousand particles of one {q.unit} are one "
+            f"{q.unit}. In "
+            f"blue whole {plural(q.unit)} are dealt out anew; in vermilion particles are taken for replicates, or "
+            "split at "
+            f"random so that each {q.unit} stands on both sides. Where only that is small, it has found the "
+            f"{q.unit}, the stone or "
+            "the day.",
+            figure("tests", "p of the same question, asked both ways; grey is out of reach with so few units.")
             + frame(
                 found.beside,
                 {"test": "test", "honest": "p, whole units", "smallest": "smallest possible", "naive": "p, particles"},
@@ -212,7 +219,10 @@ def audited(findings: Sequence[Finding]) -> str:
             )
             body += f'<details><summary>the figures</summary><div class="wide">{plain}</div></details>'
         body += "</div>"
-    words = "Looked at before any model. What is marked ✗ no model, no test and no number of particles can mend; only other assemblages can."
+    words = (
+        "Looked at before any model. What is marked ✗ no model, no test and no number of particles can mend; "
+        "only other assemblages can."
+    )
     return section("What these data can answer", words, body)
 
 
@@ -232,14 +242,24 @@ def between(found: Found, figure: Any) -> str:
     }
     body = frame(found.tests, heads) if len(found.tests) else ""
     body += figure("tree", "Which are alike: mean measures, joined by average linkage.")
-    body += figure("map-measures", "Particles by their measures, coloured by label; the crosses are means.")
+    body += figure(
+        "map-measures",
+        "Particles by their measures, coloured by label; the large dots are the means of units, where these are few.",
+    )
     if len(found.effects):
         of = found.effects["contrast"].iloc[0] if "contrast" in found.effects else q.label
-        body += f"<h3>Measure by measure</h3><p>Mixed models with {text(plural(q.unit))} and their assemblages as random effects; what is estimated is "
-        body += f"{text(str(of))}. t has the degrees of freedom of {text(plural(q.unit))}, not of particles. q is the false discovery rate over all measures.</p>"
+        body += (
+            f"<h3>Measure by measure</h3><p>Mixed models with {text(plural(q.unit))} and their assemblages as "
+            "random effects; what is estimated: "
+        )
+        body += (
+            f"{text(str(of))}. t has the degrees of freedom of {text(plural(q.unit))}, not of particles. q is the "
+            "false discovery rate over all measures.</p>"
+        )
         body += figure("effects", "Estimates in standard deviations, with 95% intervals; filled where q < 0.05.")
-        heads = {"measure": "measure", "effect": "effect, s.d.", "estimate": "estimate", "low": "from", "high": "to", "p": "p", "q": "q",
-                 "share_unit": f"variance: {q.unit}", "share_assemblage": "assemblage", "share_particle": "particle", "stands": "told by"}  # fmt: skip
+        heads = {"measure": "measure", "effect": "effect, s.d.", "estimate": "estimate", "low": "from", "high": "to"}
+        heads |= {"p": "p", "q": "q", "share_unit": f"variance: {q.unit}", "share_assemblage": "assemblage"}
+        heads |= {"share_particle": "particle", "stands": "told by"}
         shown = found.effects.sort_values("p") if "p" in found.effects else found.effects
         body += f"<details><summary>all {len(shown)} measures</summary>{frame(shown, heads)}</details>"
     return section("Whether assemblages differ", "", body)
@@ -275,13 +295,17 @@ def recognised(found: Found, figure: Any) -> str:
                 body += "".join(f"<p>{text(sentence)}</p>" for sentence in rows["sentence"])
                 continue
             leaky = "" if rows["honest"].iloc[0] else f" Leaky: each {q.unit} is on both sides."
-            body += f'<p class="soft">{text(known["how"].iloc[0])}; {many(int(known["n"].iloc[0]), "particle")} tested; the commonest is {known["majority"].iloc[0]:.1%} of them.{text(leaky)}</p>'
+            body += (
+                f'<p class="soft">{text(known["how"].iloc[0])}; {many(int(known["n"].iloc[0]), "particle")} '
+                f"tested; the commonest is {known['majority'].iloc[0]:.1%} of them.{text(leaky)}</p>"
+            )
             heads = {"model": "model", "accuracy_told": "accuracy", "balanced_told": "balanced", "macro_f1": "macro F1",
                      "vote_accuracy_told": "assemblages by vote", "p": "p", "smallest_p": "smallest possible"}  # fmt: skip
             body += frame(known, heads)
     return section(
         f"Whether the {q.label} can be recognised",
-        f"Models of measures, of pictures, and of both, each judged on {plural(q.unit)} it never saw; intervals resample whole "
+        f"Models of measures, of pictures, and of both, each judged on {plural(q.unit)} it never saw; intervals "
+        "resample whole "
         f"{plural(q.unit)}. MAE learnt from all pictures, but from no label.",
         body,
     )
@@ -290,7 +314,11 @@ def recognised(found: Found, figure: Any) -> str:
 def planning(found: Found, figure: Any) -> str:
     if not len(found.power):
         return ""
-    words = f"{found.power_sentence} Simulated from the variances between {plural(found.study.question.unit)}, assemblages and particles found here."
+    words = (
+        f"{found.power_sentence} Simulated from the variances between {plural(found.study.question.unit)}, "
+        f"assemblages and particles found here: between few {plural(found.study.question.unit)} these are little "
+        "known, and mostly too small."
+    )
     return section(
         "How many would be needed",
         words,
@@ -326,23 +354,33 @@ def methods(found: Found, stated: dict[str, Any]) -> str:
     """A paragraph as a paper has it."""
     fixed, versions, q = stated["fixed"], stated["versions"], found.study.question
     told = ", ".join(f"{name} {each}" for name, each in versions.items())
+    passes = f"{fixed['epochs']:g} passes" if fixed["epochs"] else "8 passes, or 8,000 particles where that is more,"
     pixels = "" if fixed["quick"] else (
-        f" Networks saw particles cut out, scaled to {fixed['pixels']} x {fixed['pixels']} pixels, so that size was left to the measures: a {fixed['resnet']} and a "
-        f"{fixed['vit']} (a vision transformer) from scratch, and the transformer after masked autoencoding (He et al. 2021) on all pictures without labels for "
-        f"{fixed['pretrain_epochs']:g} passes, each fine-tuned for {fixed['epochs']:g} passes in every fold; nothing was chosen by the test."
+        f" Networks saw particles cut out, scaled to {fixed['pixels']} x {fixed['pixels']} pixels, so that size "
+        f"was left to the measures: a {fixed['resnet']} and a "
+        f"{fixed['vit']} (a vision transformer) from scratch, and the transformer after masked autoencoding (He "
+        "et al. 2021) on all pictures without labels for "
+        f"{fixed['pretrain_epochs']:g} passes, each trained for {passes} in every fold; nothing was chosen by the test."
     )  # fmt: skip
     body = (
-        f"{many(len(found.study.particles), 'particle')} of {many(len(found.study.units), q.unit)} were compared in {many(len(found.study.measures), 'measure')}; lengths, "
-        "areas and volumes by their logarithm, all scaled by median and interquartile range; of measures with rank correlations above 0.95 one stands for all in tests over all measures. "
-        f"Differences between {plural(q.label)} were tested by PERMANOVA (Anderson 2001) and, for spread, PERMDISP (Anderson 2006), permuting whole {plural(q.unit)}"
+        f"{many(len(found.study.particles), 'particle')} of {many(len(found.study.units), q.unit)} were compared "
+        f"in {many(len(found.study.measures), 'measure')}; lengths, "
+        "areas and volumes by their logarithm, all scaled by median and interquartile range; of measures with "
+        "rank correlations above 0.95 one stands for all in tests over all measures. "
+        f"Differences between {plural(q.label)} were tested by PERMANOVA (Anderson 2001) and, for spread, "
+        f"PERMDISP (Anderson 2006), permuting whole {plural(q.unit)}"
         + (f" within {plural(q.strata)}" if q.strata else "")
-        + f" ({fixed['permutations']} permutations, or all where there are fewer), and measure by measure by mixed models (REML) with random {plural(q.unit)} and assemblages, t on the degrees "
-        f"of freedom of {plural(q.unit)}, false discovery controlled after Benjamini & Hochberg (1995). Random forests (Breiman 2001; 500 trees) and penalised logistic regressions were "
-        f"tested with whole {plural(q.unit)} left out, all scaling inside folds, intervals by bootstrap over {plural(q.unit)}."
-        + pixels
-        + f" Seed {fixed['seed']}. {told}."
+        + f" ({fixed['permutations']} permutations, or all where there are fewer), and measure by measure by mixed "
+        f"models (REML) with random {plural(q.unit)} and assemblages, t on the degrees "
+        f"of freedom of {plural(q.unit)}, false discovery controlled after Benjamini & Hochberg (1995). Random "
+        "forests (Breiman 2001; 500 trees) and penalised logistic regressions were "
+        f"tested with whole {plural(q.unit)} left out, all scaling inside folds, intervals by bootstrap over "
+        f"{plural(q.unit)}." + pixels + f" Seed {fixed['seed']}. {told}."
     )
-    where = f"Data: {text(str(found.study.path))}; the tables beside this page hold every measure and prediction. Nothing left this machine."
+    where = (
+        f"Data: {text(str(found.study.path))}; the tables beside this page hold every measure and prediction. "
+        "Nothing left this machine."
+    )
     return section("Methods", "", f"<p>{text(body)}</p><p>{where}</p>")
 
 
@@ -350,9 +388,15 @@ def limits(found: Found) -> str:
     """What the reader must not conclude."""
     q = found.study.question
     lines = [
-        f"Of {plural(q.unit)} other than these {len(found.study.units)}, only tests on {plural(q.unit)} left out say anything, and as much as so few can.",
+        (
+            f"Of {plural(q.unit)} other than these {len(found.study.units)}, only tests on {plural(q.unit)} left out "
+            "say anything, and as much as so few can."
+        ),
         "A p above 5% is no proof of likeness; the section on power says what could have been found.",
-        f"The level is not corrected over the several tests of this page; measures are, among themselves. MAE saw the pictures of {plural(q.unit)} that it was later tested on, without labels.",
+        (
+            "The level is not corrected over the several tests of this page; measures are, among themselves. MAE saw "
+            f"the pictures of {plural(q.unit)} that it was later tested on, without labels."
+        ),
         "Occlusion and attention show what a network used, not why the stone broke so.",
     ]
     return section("Limits", "", "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>")

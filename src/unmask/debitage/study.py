@@ -112,7 +112,9 @@ def load(path: Path) -> Study:
     known(told, path, ("title", "assemblages", "particles", "question", "design"))
     if ("assemblages" in told) == ("particles" in told):
         raise BadInput(f"{path}: give either assemblages, a list, or particles, a table with a row a particle")
-    asked: dict[str, Any] = known(told.get("question") or {}, f"{path}: question", [f.name for f in dataclasses.fields(Question)])
+    asked: dict[str, Any] = known(
+        told.get("question") or {}, f"{path}: question", [f.name for f in dataclasses.fields(Question)]
+    )
     if "nuisances" in asked:
         asked = asked | {"nuisances": tuple(map(str, asked["nuisances"] or ()))}
     if "assemblages" in told:
@@ -201,7 +203,9 @@ def gathered(assemblages: Any, path: Path) -> tuple[Frame, tuple[str, ...], tupl
         assert rows is not None
         about = {field: told.get(field) for field in ("knapper", "skill", *KNOWN)}
         rows = rows.assign(**about, years=years, scale=scale, assemblage=name)
-        rows.insert(0, "particle", [f"{name}/{identity}" for identity in rows["id"]])
+        again = rows.groupby("id").cumcount()  # an Id that stands twice, which `tables.read` says
+        names = [f"{name}/{i}" + (f"#{k + 1}" if k else "") for i, k in zip(rows["id"], again, strict=True)]
+        rows.insert(0, "particle", names)
         parts.append(rows)
     if exports:
         notes += tables.differences(exports)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ class Networks:
     resnet: str
     pixels: int
     """Height and width that the networks see."""
-    epochs: float
-    """Passes over the particles of a fold, for each network."""
+    epochs: float | None
+    """Passes over the particles of a fold, for each network; without it, see `passes`."""
     pretrain_epochs: float
     """Passes of MAE over all particles, without their labels."""
     seed: int
@@ -48,14 +49,25 @@ class Networks:
 
 
 def listed(path: Path, particles: pd.DataFrame, labels: np.ndarray | None, unit: str) -> Path:
-    """A table of particles as `unmask finetune` reads it, whole or not there."""
-    table = pd.DataFrame({"image": particles["picture"], "particle": particles["particle"], "group": particles[unit]})
+    """A table of particles as `unmask finetune` reads it, whole or not there. The unit is no "group" of it: the folds have kept
+    units apart, and the test of one may hold a single unit, of which no interval over groups can be had."""
+    table = pd.DataFrame({"image": particles["picture"], "particle": particles["particle"], "unit": particles[unit]})
     if labels is not None:
         table["label"] = labels
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as beside:
         table.to_csv(beside, index=False)
     return path
+
+
+def passes(images: int) -> float:
+    """Over so many particles: 8, and of fewer than 1,000 as many as show 8,000, but 40 at most."""
+    return round(min(40.0, max(8.0, 8000 / images)), 1)
+
+
+def batch(images: int) -> int:
+    """A 32nd of the particles, from 16 to 64, as a power of two, and no more than there are."""
+    return min(images, 2 ** int(math.log2(min(64, max(16, images / 32)))))
 
 
 @contextlib.contextmanager
@@ -81,10 +93,10 @@ def pretrained(networks: Networks, particles: pd.DataFrame, unit: str) -> Path:
 def said(what: str):
     """A line that turns while something is trained, on a console of its own: what runs print is kept from the other."""
     aside = Console(stderr=True)
-    with aside.status(what) if aside.is_terminal else contextlib.nullcontext():
-        yield
     if not aside.is_terminal:
         aside.print(what, highlight=False)
+    with aside.status(what) if aside.is_terminal else contextlib.nullcontext():
+        yield
 
 
 def vectors(networks: Networks, run: Path, particles: pd.DataFrame, unit: str) -> np.ndarray:
@@ -121,8 +133,13 @@ def answers(
             ]
             told: dict[str, Any] = {"run": str(began)} if began else {"encoder": networks.kinds[kind]}
             told |= {"image_size": str(networks.pixels)} if not began else {}
-            told |= {"optimiser": "muon", "batch_size": 64} if kind == "ViT" else {}
-            told |= {"epochs": networks.epochs, "seed": networks.seed, "device": networks.device, "resume": True}
+            told |= {"optimiser": "muon", "batch_size": batch(len(train))} if kind == "ViT" else {}
+            told |= {
+                "epochs": networks.epochs or passes(len(train)),
+                "seed": networks.seed,
+                "device": networks.device,
+                "resume": True,
+            }
             with said(f"{kind}, {name}: fold {number} of {len(folds)}"), silently():
                 finetune(Finetune(data=str(tables[0]), test=str(tables[1]), out=out, **told), Tuning())
         if Run(out).read("result.json")["verdict"] == "diverged":

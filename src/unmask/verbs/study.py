@@ -53,8 +53,8 @@ class Run:
     """A first look, by measures alone: no networks, and a fifth of the permutations."""
     permutations: int = 999
     """Of each test, where there are more arrangements than that."""
-    epochs: float = 8
-    """Passes over the particles, for each network in each fold."""
+    epochs: float | None = None
+    """Passes over the particles, for each network in each fold. Default: 8, and more of fewer than 1,000."""
     pretrain_epochs: float = 60
     """Passes of MAE over all particles, without their labels."""
     vit: str = "vit-lite-4/8"
@@ -100,7 +100,7 @@ class Simulate:
 
 def required() -> None:
     """BadInput where what studies need beyond the rest is not installed."""
-    for package in ("statsmodels", "umap", "openpyxl"):
+    for package in ("umap", "openpyxl"):
         if find_spec(package) is None:
             raise BadInput(f"a study needs {package}: pip install 'unmask[study]'")
 
@@ -178,7 +178,7 @@ FREE = ("out", "device")
 def begin(settings: Run, study: Study) -> None:
     """The folder with settings.yaml; BadInput if it holds something else, or the same with other settings."""
     out, path = settings.out, settings.out / "settings.yaml"
-    fixed = {
+    fixed: dict[str, Any] = {
         k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items() if k not in FREE
     }
     fixed["study"] = str(settings.study)
@@ -192,7 +192,7 @@ def begin(settings: Run, study: Study) -> None:
         return
     if out.is_dir() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty and holds no study: choose another --out")
-    versions = {name: version(name) for name in ("unmask", "torch", "scikit-learn", "scikit-image", "statsmodels")}
+    versions = {name: version(name) for name in ("unmask", "torch", "scikit-learn", "scikit-image", "scipy")}
     stated = {"fixed": fixed, "versions": versions | {"python": platform.python_version()}}
     stated["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
@@ -421,6 +421,8 @@ def drawn(
     """All figures by name, those left out that have nothing to show; and how often likeness crosses units."""
     q, frame = study.question, study.particles
     labels, units = frame[q.label].to_numpy(), frame[q.unit].to_numpy()
+    of_label = None if q.covariate is None else frame.groupby(q.label)[q.covariate].mean()
+    order = () if of_label is None else tuple(map(str, of_label.sort_values().index))  # from novice to expert
     shown: dict[str, bytes | None] = {"tests": pictures.tests(tests) if len(tests) else None}
     for task in ("skill", "unit"):
         of = pd.DataFrame(
@@ -432,17 +434,21 @@ def drawn(
     shown["power"] = pictures.power(strength) if len(strength) else None
     if (name := audits.size_of(study)) is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            shown["sizes"] = pictures.sizes(np.log10(frame[name].to_numpy(float)), labels, units, what=f"{name}, mm")
+            shown["sizes"] = pictures.sizes(
+                np.log10(frame[name].to_numpy(float)), labels, units, order=order, what=f"{name}, mm"
+            )
     if X.shape[1]:
         scaled = statistics.scaled(X)
-        shown["map-measures"] = pictures.maps(look.flat(scaled, seed=settings.seed, units=units), labels, units)
+        shown["map-measures"] = pictures.maps(
+            look.flat(scaled, seed=settings.seed, units=units), labels, units, order=order
+        )
         groups = frame["assemblage"] if len(study.units) <= FEW_UNITS else frame[q.unit]
-        shown["tree"] = pictures.tree(scaled, groups, labels)
+        shown["tree"] = pictures.tree(scaled, groups, labels, order=order)
     crossing = pd.DataFrame()
     if vectors is not None:
         there = np.isfinite(vectors).all(axis=1)
         flat = look.flat(vectors[there], seed=settings.seed, units=units[there])
-        shown["map-features"] = pictures.maps(flat, labels[there], units[there])
+        shown["map-features"] = pictures.maps(flat, labels[there], units[there], order=order)
         shown["neighbours"], crossing = faces.nearest(study, vectors, settings.seed)
     for each in contests[:2]:
         nets = [name for name in ("ViT after MAE", "ResNet") if name in each.probabilities]
@@ -473,12 +479,9 @@ def side_by_side(
     except (BadInput, ValueError):
         naive = {}
     rows = []
-    for on, test in tests:
-        own = (
-            naive.get("PERMANOVA, particles")
-            if on == "measures" and test.name == f"PERMANOVA, {q.label} among {q.unit}s"
-            else None
-        )
+    asked = [(on, test) for on, test in tests if test.name.split(", ")[1].split(" among ")[0] in (q.label, q.covariate)]
+    for number, (on, test) in enumerate(asked):
+        own = naive.get("PERMANOVA, particles") if number == 0 and test.name.startswith("PERMANOVA") else None
         rows.append({"test": f"{test.name}, {on}", "honest": test.p, "naive": own, "smallest": test.smallest_p})
     own = effects[effects["stands"] == effects["measure"]] if len(effects) else effects
     if len(own):
