@@ -323,7 +323,7 @@ def measure(particle: Particle | Array, scale: float = 1.0, *, slow: bool = True
         return measures_of(outline(particle) * scale, slow=slow)
     found = measures_of(outline(particle.mask) * scale, slow=slow)
     if particle.clear is not None:
-        inner = ndimage.binary_erosion(particle.mask, iterations=2)
+        inner = np.asarray(ndimage.binary_erosion(particle.mask, iterations=2), dtype=bool)
         light = particle.clear[inner if inner.any() else particle.mask]
         found["transparency"] = float(np.clip(light.mean(), 0, 1))
     return found
@@ -443,7 +443,9 @@ def crop(image: Array, particle: Particle, margin: float = MARGIN) -> Array:
     margin = max(2, math.ceil(margin * max(h, w)))
     side = max(h, w) + 2 * margin
     y, x = (side - h) // 2 - 2, (side - w) // 2 - 2
-    near = ndimage.binary_dilation(np.pad(particle.mask, 2), iterations=2)  # with its rim of blurred pixels
+    near = np.asarray(
+        ndimage.binary_dilation(np.pad(particle.mask, 2), iterations=2), dtype=bool
+    )  # with its blurred rim
     own = np.pad(grey, 2, constant_values=ground)[top : bottom + 4, left : right + 4]
     canvas = np.full((side, side), ground, dtype=np.float32)
     canvas[y : y + h + 4, x : x + w + 4][near] = own[near]
