@@ -490,6 +490,27 @@ def test_crop_shows_one_particle_alone():
         assert again.mask.sum() == pytest.approx(mask.sum(), rel=0.05)
 
 
+@pytest.mark.parametrize("box", [(0, 0, 20, 20), (0, 5, 3, 9), (17, 17, 20, 20), (8, 0, 12, 20)])
+def test_crop_at_the_border(box):
+    picture = np.full((20, 20), 200, np.uint8)
+    picture[box[0] : box[2], box[1] : box[3]] = 30
+    mask = np.ones((box[2] - box[0], box[3] - box[1]), dtype=bool)
+    cut = shapes.crop(picture, shapes.Particle(mask, box, None, True))
+    assert (cut == 30).sum() == (
+        mask.sum() if box != (0, 0, 20, 20) else cut.size
+    )  # its border is all there is to be seen
+    assert cut.shape[0] == cut.shape[1] >= max(mask.shape) + 4
+
+
+def test_a_cut_particle_is_of_the_first_frame_that_shows_it(collection, tmp_path):
+    particles, _ = collection
+    (shown, *_), (empty,), (broken,) = (particles["frames"].iloc[k] for k in (0, 4, 5))
+    both = pd.DataFrame({"particle": ["x", "y"], "frames": [(empty, broken, shown), (shown,)], "scale": 0.1})
+    (x, y), notes = shapes.cut(both, tmp_path / "out", size=32)
+    assert x and y and not notes
+    assert np.array_equal(np.asarray(Image.open(x)), np.asarray(Image.open(y)))
+
+
 # Real
 
 

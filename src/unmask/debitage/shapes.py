@@ -418,15 +418,18 @@ def _measured(frames: tuple[str, ...], scale: float) -> tuple[dict[str, float] |
 def _cut(task: tuple[tuple[str, ...], str], size: int) -> str:
     """Cut the largest particle out of the first picture that shows one, into a square of its own. Returns why not, or ""."""
     frames, out = task
+    why = ""
     for path in frames:
         try:
             image, particles = _seen(path)
         except (UnreadableImage, BadInput) as error:
-            return f"{Path(path).name}: {error}"
+            why = why or f"{Path(path).name}: {error}"
+            continue
         if particles:
             break
+        why = why or f"{Path(path).name}: no particle is seen"
     else:
-        return f"{Path(frames[0]).name}: no particle is seen"
+        return why
     picture = Image.fromarray(crop(image, particles[0]))
     picture = picture.resize((size, size), Image.Resampling.LANCZOS if picture.width < size else Image.Resampling.BOX)
     with whole(Path(out)) as beside:
@@ -502,8 +505,8 @@ def measure_images(particles: pd.DataFrame, *, title: str | None = None) -> tupl
 
 
 def cut(particles: pd.DataFrame, out: Path, *, size: int) -> tuple[list[str | None], list[str]]:
-    """A picture of each particle, of the first frame that shows it, OUT/PARTICLE.png, size x size, grey: paths, None where
-    there is none; and sentences on those. Pictures that are there are kept.
+    """A picture of each particle, of the first frame that shows it: OUT/PARTICLE.png, size x size, grey. Paths, None where there
+    is none, and sentences on those. Pictures that are there are kept.
 
     Each particle fills its picture, its aspect kept, enlarged if need be, whatever its size: networks are to see form, and size
     is left to the measures. How blurred a small particle becomes by it still tells of its size.
