@@ -523,3 +523,13 @@ def test_stone_tools_measure_as_published(data_dir):
     half = found["perimeter"] / 2 * particles["scale"]  # the published line runs half a pixel outside, see benchmarks
     assert (np.abs((found["area"] + half) / 100 / table["area_cm2"] - 1) < 0.025).mean() > 0.9
     assert (np.abs(found["feret_length"] / 10 / table["caliper_cm"] - 1) < 0.03).mean() > 0.9
+
+
+def test_a_pale_facet_beside_a_dark_one_is_of_the_particle():
+    y, x = np.mgrid[:120, :120]
+    inside = ((x - 60) / 48) ** 2 + ((y - 60) / 40) ** 2 <= 1
+    picture = np.full((120, 120), 0.85)
+    picture[inside] = np.where(y < 50, 0.65, 0.3)[inside]
+    picture = ndimage.gaussian_filter(picture, 0.8) + np.random.default_rng(0).normal(0, 0.01, picture.shape)
+    (found,) = shapes.segment((picture * 255).round().astype(np.uint8))
+    assert shapes.measure(found)["area"] == pytest.approx(inside.sum(), rel=0.03)

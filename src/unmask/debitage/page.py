@@ -61,19 +61,29 @@ def verdict(found: Found) -> tuple[str, str]:
             "What is found below may be real differences between these assemblages; what they are due to, nobody can say."
         )
     hits, looked = differences(found)
+    inside = any(str(name).endswith("among particles") for name in found.tests["name"]) if len(found.tests) else False
+    dealt = (
+        f"labels dealt out within {plural(q.unit)}"
+        if inside and not among_units(found)
+        else f"each on whole {plural(q.unit)}"
+    )
     if hits:
         return "a difference", (
-            f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}: {len(hits)} of {len(looked)} tests at "
-            f"{LEVEL:.0%}, each on "
-            f"whole {plural(q.unit)}. {found.power_sentence}"
+            f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}: {len(hits)} of {len(looked)} tests at {LEVEL:.0%}, "
+            f"{dealt}. {found.power_sentence}"
         )
     least = found.tests["smallest_p"].min() if len(found.tests) else math.nan
     limit = f" With these {plural(q.unit)} no p below {least:.2g} was possible." if least > LEVEL else ""
     return "no difference found", (
-        f"None of {len(looked)} tests, each on whole {plural(q.unit)}, finds that {plural(q.label)} differ at "
-        f"{LEVEL:.0%}.{limit} "
-        f"That is no proof that they do not: {found.power_sentence[:1].lower()}{found.power_sentence[1:]}"
+        f"None of {len(looked)} tests, {dealt}, finds that {plural(q.label)} differ at {LEVEL:.0%}.{limit} That is no proof "
+        f"that they do not: {found.power_sentence[:1].lower()}{found.power_sentence[1:]}"
     )
+
+
+def among_units(found: Found) -> bool:
+    """Whether the label was dealt out among units, not among the particles of each."""
+    q = found.study.question
+    return any(str(name).endswith(f"{q.label} among {plural(q.unit)}") for name in found.tests["name"])
 
 
 def first(title: str) -> str:
@@ -278,7 +288,8 @@ def recognised(found: Found, figure: Any) -> str:
     shown = found.judged.copy()
     if "accuracy" in shown:
         for name in ("accuracy", "balanced", "vote_accuracy"):
-            low, high = (f"{name}_{end}" if name != "accuracy" else end for end in ("low", "high"))
+            start = {"accuracy": "", "balanced": "balanced_", "vote_accuracy": "vote_"}[name]
+            low, high = f"{start}low", f"{start}high"
             shown[f"{name}_told"] = [
                 f"{a:.3f} [{b:.3f}, {c:.3f}]" if finite(a) else "–"
                 for a, b, c in zip(

@@ -116,8 +116,9 @@ def background_of(grey: Array) -> Array:
 def segment(image: Array, *, least: int = LEAST) -> list[Particle]:
     """The particles of a picture (H, W) or (H, W, C), largest first: darker or brighter than the background that the border
     shows, or of another colour. Holes are filled, and what has fewer than `least` pixels is left out. Silhouettes are taken as
-    they are; in photographs a particle is what differs from the background by more than Otsu's (1979) threshold and five
-    times the noise at the border. BadInput for what is no picture."""
+    they are; in photographs a particle is what differs from the background by more than Otsu's (1979) threshold, or, where
+    that would cut through its inside, than half of what its palest part does, and by five times the noise at the border.
+    BadInput for what is no picture."""
     planes = planes_of(image)
     grey = planes.mean(axis=2)
     if min(grey.shape) < 3 or planes.min() == planes.max():
@@ -132,7 +133,11 @@ def segment(image: Array, *, least: int = LEAST) -> list[Particle]:
         far = np.abs(planes - np.stack(grounds, axis=2)).max(axis=2)
         smooth = ndimage.gaussian_filter(far, 0.7)
         noise = 1.4826 * float(np.median(rim_of(smooth)))
-        solid = smooth > max(float(threshold_otsu(smooth)) * 0.85, 5 * noise, 0.03)
+        floor, level = max(5 * noise, 0.03), float(threshold_otsu(smooth))
+        inner = smooth[np.asarray(ndimage.binary_erosion(smooth > floor, iterations=3), dtype=bool)]
+        if len(inner) and (pale := float(np.quantile(inner, 0.02))) < level:
+            level = pale / 2  # a pale facet beside a dark one is not background, which is what Otsu takes it for
+        solid = smooth > max(level, floor)
     rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
     if len(rows) == 0:
         return []

@@ -23,6 +23,7 @@ ResNets, trained by LARS with 0.1 sqrt(batch)); images that may have several lab
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,4 +167,5 @@ def sureness(student: Tensor, teacher: Tensor, several: bool) -> float:
             return float(F.binary_cross_entropy_with_logits(scaled, teacher.sigmoid()))
         return float(-(teacher.softmax(dim=1) * scaled.log_softmax(dim=1)).sum(dim=1).mean())
 
-    return math.exp(minimize_scalar(loss, bounds=(-math.log(1000), math.log(1000)), method="bounded").x)
+    found: Any = minimize_scalar(loss, bounds=(-math.log(1000), math.log(1000)), method="bounded")
+    return math.exp(found.x)

@@ -46,7 +46,8 @@ def sheet(study: Study, probabilities: np.ndarray, folds: Folds) -> bytes | None
                 for i in indices
             ]
         label = study.units[q.label].get(unit)
-        rows.append((unit, str(label or ""), kinds.get("typical", []), kinds.get("misjudged", [])))
+        word = label if isinstance(label, str) else ""  # particles of a unit may differ in label
+        rows.append((unit, word, kinds.get("typical", []), kinds.get("misjudged", [])))
     return pictures.particles(rows)
 
 

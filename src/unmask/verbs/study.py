@@ -269,6 +269,7 @@ def judged(settings: Run, study: Study) -> page.Found:
         notes += [note for note in each.folds.notes if note not in notes]
     table = pd.DataFrame([{"on": on, **test.to_dict()} for on, test in tests])
     strength, sentence = planned(effects, settings)
+    sentence = sentence.replace("knapper", q.unit)
     with networks.said("drawing"):
         beside = side_by_side(study, tests, effects, contests, settings.seed)
         shown, crossing = drawn(settings, study, beside, effects, contests, strength, X, vectors)
