@@ -335,7 +335,7 @@ def test_nothing_is_seen(picture):
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_no_particle(seed):
     rng = np.random.default_rng(seed)
-    assert shapes.segment((200 + 5 * rng.standard_normal((150, 150))).astype(np.uint8)) == []
+    assert shapes.segment((180 + 15 * rng.standard_normal((150, 150))).astype(np.uint8)) == []
     slope = 150 + 60 * np.arange(150) / 150 + 3 * rng.standard_normal((150, 150))
     assert shapes.segment(slope.astype(np.uint8)) == []
 
