@@ -1,4 +1,4 @@
-"""Measures from the pixels of 5,212 silhouettes of stone artefacts against the published ones: what docs/study.md quotes.
+"""Measures from the pixels of 5,212 silhouettes of stone artefacts against the published ones: what docs/debitage.md quotes.
 
     UNMASK_DATA_DIR=… uv run python benchmarks/stone_tools_shapes.py
 

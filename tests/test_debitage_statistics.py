@@ -552,3 +552,11 @@ def test_calibrate_counts_rejections():
     assert table.loc["mixed", "rejected"] == sum(value <= 0.05 for value in p)
     one = power.both(eight(0), 0)
     assert all(0 < p <= 1 for p in one.values() if not math.isnan(p)) and len(one) == 10
+
+
+def test_strata_of_text_as_files_give_them():
+    study = made(0, levels=(2, 2, 2), particles=6)
+    frame = study.particles.assign(region=np.where(study.particles["knapper"] < "K03", "north", "south"))
+    frame["region"] = frame["region"].map(str).astype(object)
+    told = Study("made", Path("s"), Question(nuisances=("material",), strata="region"), frame, MEASURES)
+    assert any(np.isfinite(test.p) for test in statistics.between(told, permutations=19))

@@ -316,8 +316,9 @@ def recognised(found: Found, figure: Any) -> str:
     return section(
         f"Whether the {q.label} can be recognised",
         f"Models of measures, of pictures, and of both, each judged on {plural(q.unit)} it never saw; intervals "
-        "resample whole "
-        f"{plural(q.unit)}. MAE learnt from all pictures, but from no label.",
+        f"resample whole {plural(q.unit)}. MAE learnt from all pictures, but from no label. Who leaves one of few "
+        f"{plural(q.unit)} out learns its label from fewer than the others, and guesses it less often than by chance: p says how "
+        "often labels that are dealt out anew are recognised as well.",
         body,
     )
 
@@ -341,7 +342,7 @@ def looks(found: Found, figure: Any) -> str:
     """Sheets of particles, attention, occlusion, neighbours."""
     q = found.study.question
     body = figure(
-        "particles-skill", f"Judged right, and wrong, most surely, by a model that had not seen the {q.unit}."
+        "particles-skill", "Judged right, and wrong, most surely, of those that the ViT after MAE was not trained on."
     )
     for name, words in (("vit-after-mae", "The ViT after MAE"), ("resnet", "The ResNet")):
         body += figure(

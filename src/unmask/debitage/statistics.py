@@ -496,7 +496,8 @@ def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int =
     strata: Any = np.full(len(frame), "", dtype=object)
     if q.strata is not None and q.strata != q.label:
         strata = frame[q.strata].to_numpy(dtype=object)
-        known &= (by[q.strata].transform("nunique") == 1).to_numpy() & frame[q.strata].notna().to_numpy()
+        one_stratum = (by[q.strata].transform("nunique") == 1).to_numpy()
+        known = known & one_stratum & frame[q.strata].notna().to_numpy()
 
     def test(kind: Any, rows: np.ndarray, labels: Any, units: np.ndarray, strata: np.ndarray, *words: str, **more: Any):
         if rows.any():

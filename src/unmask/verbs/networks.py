@@ -141,7 +141,10 @@ def answers(
                 "resume": True,
             }
             with said(f"{kind}, {name}: fold {number} of {len(folds)}"), silently():
-                finetune(Finetune(data=str(tables[0]), test=str(tables[1]), out=out, **told), Tuning())
+                # whoever leaves a unit out makes its label rarer among those left: unweighted, it would hardly be named
+                finetune(
+                    Finetune(data=str(tables[0]), test=str(tables[1]), out=out, **told), Tuning(class_weights=True)
+                )
         if Run(out).read("result.json")["verdict"] == "diverged":
             console.print(f"[yellow]warning[/] {kind}, {name}: fold {number} diverged; its particles are left out")
             continue
