@@ -3,8 +3,8 @@
     UNMASK_DATA_DIR=… uv run python benchmarks/stone_tools_shapes.py
 
 The artefacts are those of Hussain et al. (2023), Scientific Data 10: 593. Their authors drew outlines with outlineR and Momocs
-1.4 (R) and measured these; `Momocs` below does the same steps, read off the sources of both and of the paper's own scripts:
 (R) and measured these; `Momocs` below does the same steps, read off the sources of both and of the paper's own scripts:
+import_jpg follows, by Conte's algorithm, the white pixels that touch the black ones, through their centres (so half a pixel
 outside, and by whole steps), coo_smoothcurve replaces ten times over each point by ¼ of the last, ½ of itself and ¼ of the next,
 in place, coo_interpolate takes 500 points at equal distances. Length and width lie along the axes of inertia of these points,
 the caliper is their largest distance. Published are two decimals of centimetres: a figure agrees if it lies within the
