@@ -3,15 +3,17 @@
     UNMASK_DATA_DIR=… uv run python benchmarks/stone_tools_shapes.py
 
 The artefacts are those of Hussain et al. (2023), Scientific Data 10: 593. Their authors drew outlines with outlineR and Momocs
-1.4 (R) and measured these; `Momocs` below does the same steps, read off the sources of both and of the paper's own scripts:
+(R) and measured these; `Momocs` below does the same steps, read off the sources of both and of the paper's own scripts:
 import_jpg follows, by Conte's algorithm, the white pixels that touch the black ones, through their centres (so half a pixel
 outside, and by whole steps), coo_smoothcurve replaces ten times over each point by ¼ of the last, ½ of itself and ¼ of the next,
 in place, coo_interpolate takes 500 points at equal distances. Length and width lie along the axes of inertia of these points,
 the caliper is their largest distance. Published are two decimals of centimetres: a figure agrees if it lies within the
 tolerance of the whole interval that rounds to what is published.
 
-Two columns: "ours", the unbiased measures of unmask.debitage.shapes, and "theirs", the same steps as the authors'. Expected: see
-`results/stone_tools_shapes.json`. It takes a minute or two on one core.
+Two columns: "ours", the unbiased measures of unmask.debitage.shapes, and "theirs", the same steps as the authors'. Expected,
+of 4,600 artefacts: "theirs" within tolerance on 99.1% (area), 99.8% (length), 99.2% (width), 99.7% (perimeter) and 99.9%
+(caliper), the 46 others listed with what made the difference; "ours" on 99.8% (length), 98.0% (width), 98.8% (perimeter) and
+99.8% (caliper), but on 48% of areas, because half a pixel all around is 2.2% of a median artefact. Two minutes on one core.
 """
 
 import argparse
@@ -47,12 +49,14 @@ class Momocs:
         """import_Conte: (N, 2) x, y of the pixels around `black` (H, W), or of its own pixels `inside` at the edge; the last the
         first again. It goes down from a black pixel to the first that differs from the one above, and follows its colour:
         white below the shape, but black where it began on the uppermost pixel of a column."""
-        followed = np.pad(black, 3) == inside
-        row, column = np.argwhere(np.pad(black, 3))[int(black.sum()) // 2]  # any one: theirs was drawn at random
-        while not followed[row, column]:
-            row += 1
-        wide = followed.shape[1]
-        flat, steps = followed.ravel().tolist(), (STEPS @ [wide, 1]).tolist()
+        black = np.pad(black, 3)
+        row, column = np.argwhere(black)[0]  # theirs is drawn at random, if the middle of the page is white
+        step = -1 if inside else 1
+        while black[row + step, column]:
+            row += step
+        row += not inside
+        wide = black.shape[1]
+        flat, steps = (black == inside).ravel().tolist(), (STEPS @ [wide, 1]).tolist()
         at = start = int(row) * wide + int(column)
         walked: list[int] = []
         S = 6
@@ -170,6 +174,9 @@ def compared(rows: list[dict], table: pd.DataFrame, folder: Path) -> dict:
             reason = INSIDE
         else:
             reason = reason_of(folder / table["image"][i], table.iloc[[i]].reset_index(drop=True))
+            if reason is None:
+                turning = set(off) <= {"length", "width"} and row["theirs"]["eccentricity"] > 0.9
+                reason = ROUND if turning else "not found"
         ratios = {name: round(float(fits["theirs"][name]["ratio"][i]), 3) for name in TOLERANCE}
         ours = {name: round(float(fits["ours"][name]["ratio"][i]), 3) for name in TOLERANCE}
         image = Path(table["image"][i]).name
@@ -180,9 +187,10 @@ def compared(rows: list[dict], table: pd.DataFrame, folder: Path) -> dict:
 
 
 INSIDE = "published from the black pixels at the edge: theirs began on the uppermost pixel of a column"
+ROUND = "nearly as wide as long: single pixels turn the axes of inertia along which length and width lie"
 
 
-def reason_of(path: Path, row: pd.DataFrame) -> str:
+def reason_of(path: Path, row: pd.DataFrame) -> str | None:
     """Whether some other start of the same line, which smoothing leaves in its place, gives what is published."""
     mask = shapes.segment(np.moveaxis(decode(path).numpy(), 0, 2))[0].mask
     for inside in (False, True):
@@ -193,7 +201,7 @@ def reason_of(path: Path, row: pd.DataFrame) -> str:
             if all(agrees([{"other": other}], row, "other", name)["agrees"][0] for name in TOLERANCE):
                 begun = "theirs began elsewhere, at random, and smoothing leaves the first point of the outline in its place"
                 return f"{INSIDE}; and {begun}" if inside else begun
-    return "not found"
+    return None
 
 
 def ours_only(rows: list[dict], table: pd.DataFrame, fits: dict[str, pd.DataFrame]) -> dict:
