@@ -31,7 +31,7 @@ def data() -> Path:
 
 def simulated(name: str, out: Path) -> Path:
     path = out / name / "study.yaml"
-    return path if path.is_file() else unmask.simulate(out / name, design=name, particles=900)
+    return path if path.is_file() else unmask.simulate(out / name, design=name, particles=600)
 
 
 def halves(name: str, out: Path) -> Path:
@@ -52,14 +52,20 @@ def halves(name: str, out: Path) -> Path:
 
 
 def stones(name: str, out: Path) -> Path:
-    label, other = ("label", "taxon") if name == "tools" else ("taxon", "label")
-    question = {"label": label, "unit": "group", "nuisances": ["region", "source_image", other, "timeslice"]}
-    if name == "taxa":
-        question["strata"] = "region"
-    table = str(data() / "stone-tools" / "artefacts.csv")
+    """Tool class by site; or, of armatures alone, the taxon by site within region."""
+    table = data() / "stone-tools" / "artefacts.csv"
+    if name == "tools":
+        question: dict[str, Any] = {"label": "label", "nuisances": ["region", "source_image", "taxon", "timeslice"]}
+    else:
+        question = {"label": "taxon", "nuisances": ["region", "source_image", "timeslice"], "strata": "region"}
+        frame = pd.read_csv(table)
+        frame["image"] = [str(table.parent / path) for path in frame["image"]]
+        table = out / "armatures.csv"
+        frame[frame["label"] == "armature"].to_csv(table, index=False)
+    question["unit"] = "group"
     told = {
         "title": f"Late Palaeolithic artefacts: {name}",
-        "particles": {"table": table, **STONES},
+        "particles": {"table": str(table), **STONES},
         "question": question,
     }
     path = out / f"{name}.yaml"

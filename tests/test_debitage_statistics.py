@@ -252,9 +252,26 @@ def test_between_tests_every_level():
     ]
     assert found[0].p == 0.1 and found[0].r2 > 0.9
     json.dumps([each.to_dict() for each in found], allow_nan=False)
-    skill = np.random.default_rng(0).choice(["a", "b"], len(study.particles))
-    mixed_up = study.replace(particles=study.particles.assign(skill=skill))
-    assert statistics.between(mixed_up)[0].name == "PERMANOVA, skill among particles"
+
+
+def test_labels_that_a_unit_has_several_of_are_dealt_out_within_it():
+    """Among its assemblages where each has one, else among the particles of each; whole units beside where most have one."""
+    study = made(1, levels=(3, 3), particles=15, effect=3, knapper=0.2)
+    frame = study.particles
+
+    def names(skill) -> list[str]:
+        found = statistics.between(study.replace(particles=frame.assign(skill=skill)), permutations=19)
+        return [each.name.removeprefix("PERMANOVA, ") for each in found if "skill" in each.name]
+
+    assert names(np.random.default_rng(0).choice(["a", "b"], len(frame))) == ["skill among particles"]
+    of_day = frame["assemblage"].map({name: "ab"[k % 2] for k, name in enumerate(sorted(frame["assemblage"].unique()))})
+    assert names(of_day) == ["skill among assemblages"]
+    one = frame["knapper"] == frame["knapper"].iloc[0]
+    assert names(of_day.where(one, frame["skill"])) == [
+        "skill among knappers", "PERMDISP, skill among knappers", "skill among assemblages",
+    ]  # fmt: skip
+    table = mixed.mixed(study.replace(particles=frame.assign(skill=of_day.where(one, frame["skill"]))), label=True)
+    assert (table["units"] == 5).all() and "1 knapper of several skills left out" in table["note"].iloc[0]
 
 
 # Measures

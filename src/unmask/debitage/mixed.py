@@ -23,7 +23,8 @@ import pandas as pd
 from scipy import stats
 from scipy.optimize import minimize, minimize_scalar
 
-from unmask.debitage.statistics import centroids, clusters, coded, features, logged
+from unmask.debitage.findings import many, plural
+from unmask.debitage.statistics import centroids, clusters, coded, features, logged, owned
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 
@@ -137,8 +138,9 @@ def mixed(study: Study, measures: Sequence[str] | None = None, *, label: bool = 
       tell one thing several times;
     - "note": what stood in the way, "" where nothing did. Figures that are not to be had are NaN.
 
-    Materials and other nuisances are fixed effects where the label can be told from them at all, the note says which could
-    not. Without several assemblages a unit, the day cannot be told from the hand: share_assemblage is 0 and noted.
+    Where most units have one label, those of several are left out. Materials and other nuisances are fixed effects where the
+    label can be told from them at all, the note says which could not. Without several assemblages a unit, the day cannot be
+    told from the hand: share_assemblage is 0 and noted.
     """
     X, names, _ = features(study, measures)
     design, stands = _design(study, label), clusters(X, names)
@@ -201,7 +203,10 @@ def _design(study: Study, label: bool) -> _Design | str:
     of = q.covariate if by_covariate and q.covariate is not None else q.label
     never = {of, q.unit, None} | ({q.label} if by_covariate else {q.covariate})
     nuisances = [name for name in dict.fromkeys((q.strata, *q.nuisances)) if name not in never]
-    rows = np.flatnonzero(frame[of].notna() & frame[q.unit].notna())
+    there = (frame[of].notna() & frame[q.unit].notna()).to_numpy()
+    own = owned(study)
+    left = frame[q.unit][there & ~own].nunique() if own.any() else 0
+    rows = np.flatnonzero(there & own if left else there)
     kept = frame.iloc[rows]
     if kept[of].nunique() < 2:
         return f"all particles have the same {of}"
@@ -210,7 +215,7 @@ def _design(study: Study, label: bool) -> _Design | str:
     seen = kept.iloc[np.unique(alike, return_index=True)[1]]  # a row of each kind that there is
 
     units, names = coded(seen[q.unit])
-    K, notes = len(names), []
+    K, notes = len(names), [f"{many(left, q.unit)} of several {plural(q.label)} left out"] if left else []
     within = bool((seen.groupby(q.unit)[of].nunique() > 1).any())
     cells, cell_names = coded(seen[q.unit].astype(str) + "\0" + seen[of if within else "assemblage"].astype(str))
     if within:  # what a unit makes of a label is its own: its labels are the cells

@@ -61,12 +61,9 @@ def verdict(found: Found) -> tuple[str, str]:
             "What is found below may be real differences between these assemblages; what they are due to, nobody can say."
         )
     hits, looked = differences(found)
-    inside = any(str(name).endswith("among particles") for name in found.tests["name"]) if len(found.tests) else False
-    dealt = (
-        f"labels dealt out within {plural(q.unit)}"
-        if inside and not among_units(found)
-        else f"each on whole {plural(q.unit)}"
-    )
+    wholes, parts = dealt_among(found)
+    dealt = f"each on whole {plural(q.unit)}" if wholes else f"labels dealt out within {plural(q.unit)}"
+    dealt += " or within those of several labels" if wholes and parts else ""
     if hits:
         return "a difference", (
             f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}: {len(hits)} of {len(looked)} tests at {LEVEL:.0%}, "
@@ -80,10 +77,12 @@ def verdict(found: Found) -> tuple[str, str]:
     )
 
 
-def among_units(found: Found) -> bool:
-    """Whether the label was dealt out among units, not among the particles of each."""
-    q = found.study.question
-    return any(str(name).endswith(f"{q.label} among {plural(q.unit)}") for name in found.tests["name"])
+def dealt_among(found: Found) -> tuple[bool, bool]:
+    """Whether labels were dealt out among units, and among the assemblages or particles of each."""
+    q, names = found.study.question, list(found.tests["name"]) if len(found.tests) else []
+    wholes, *parts = (f"{q.label} among {plural(whom)}" for whom in (q.unit, "assemblage", "particle"))
+    inside = any(name.endswith(tuple(parts)) for name in names)
+    return not inside or any(name.endswith(wholes) for name in names), inside
 
 
 def first(title: str) -> str:
@@ -92,10 +91,11 @@ def first(title: str) -> str:
 
 
 def differences(found: Found) -> tuple[list[str], list[str]]:
-    """The tests of the question that reached the level, and all that were made: of the label or the covariate among units,
-    of measures, of being recognised by models. The level is not corrected over these, q is over measures."""
+    """The tests of the question that reached the level, and all that were made: of the label or the covariate among units
+    or within them, of measures, of being recognised by models. The level is not corrected over these, q is over measures."""
     q, looked, hits = found.study.question, [], []
-    among = {f"{name} among {plural(unit)}" for name in (q.label, q.covariate) for unit in (q.unit, "particle") if name}
+    whom = (q.unit, "assemblage", "particle")
+    among = {f"{name} among {plural(unit)}" for name in (q.label, q.covariate) for unit in whom if name}
     for row in found.tests.to_dict("records"):
         if any(str(row["name"]).endswith(words) for words in among) and finite(row["p"]):
             looked.append(name := f"{row['name']} on {row['on']} (p = {row['p']:.3g})")
@@ -139,17 +139,19 @@ def page(found: Found, stated: dict[str, Any], result: dict[str, Any], tables: S
         audited(found.findings),
         section(
             "As it should be tested, and as it mostly is",
-            f"A {q.label} belongs to a {q.unit}, not to a particle: a thousand particles of one {q.unit} are one "
-            f"{q.unit}. In "
-            f"blue whole {plural(q.unit)} are dealt out anew; in vermilion particles are taken for replicates, or "
-            "split at "
+            (
+                f"A {q.label} belongs to a {q.unit}, not to a particle: a thousand particles of one {q.unit} are one "
+                f"{q.unit}. In blue whole {plural(q.unit)} are dealt out anew"
+                if dealt_among(found)[0]
+                else f"Particles of one {q.unit} are alike for many reasons. In blue labels are dealt out within each {q.unit}"
+            )
+            + "; in vermilion particles are taken for replicates, or split at "
             f"random so that each {q.unit} stands on both sides. Where only that is small, it has found the "
-            f"{q.unit}, the stone or "
-            "the day.",
+            f"{q.unit}, the stone or the day.",
             figure("tests", "p of the same question, asked both ways; grey is out of reach with so few units.")
             + frame(
                 found.beside,
-                {"test": "test", "honest": "p, whole units", "smallest": "smallest possible", "naive": "p, particles"},
+                {"test": "test", "honest": "p, honest", "smallest": "smallest possible", "naive": "p, particles"},
             ),
         )
         if len(found.beside)
@@ -313,6 +315,9 @@ def recognised(found: Found, figure: Any) -> str:
             heads = {"model": "model", "accuracy_told": "accuracy", "balanced_told": "balanced", "macro_f1": "macro F1",
                      "vote_accuracy_told": "assemblages by vote", "p": "p", "smallest_p": "smallest possible"}  # fmt: skip
             body += frame(known, heads)
+            for row in known.to_dict("records"):
+                if row.get("unlearnt", 0) > 0:  # NaN of what is no network
+                    body += f"<p>{text(unlearnt(row['model'], int(row['unlearnt']), int(row['parts'])))}</p>"
     return section(
         f"Whether the {q.label} can be recognised",
         f"Models of measures, of pictures, and of both, each judged on {plural(q.unit)} it never saw; intervals "
@@ -320,6 +325,14 @@ def recognised(found: Found, figure: Any) -> str:
         f"{plural(q.unit)} out learns its label from fewer than the others, and guesses it less often than by chance: p says how "
         "often labels that are dealt out anew are recognised as well.",
         body,
+    )
+
+
+def unlearnt(model: str, times: int, parts: int) -> str:
+    """A network that learnt nothing, in words."""
+    return (
+        f"{model} learnt nothing in {times} of {many(parts, 'part')}: its loss stayed where guessing leaves it, so that its "
+        "figure says little of the pictures. More particles would help, or more passes (--epochs)."
     )
 
 
@@ -366,7 +379,7 @@ def methods(found: Found, stated: dict[str, Any]) -> str:
     """A paragraph as a paper has it."""
     fixed, versions, q = stated["fixed"], stated["versions"], found.study.question
     told = ", ".join(f"{name} {each}" for name, each in versions.items())
-    passes = f"{fixed['epochs']:g} passes" if fixed["epochs"] else "8 passes, or 8,000 particles where that is more,"
+    passes = f"{fixed['epochs']:g} passes" if fixed["epochs"] else "8 passes, or 4,000 particles where that is more,"
     pixels = "" if fixed["quick"] else (
         f" Networks saw particles cut out, scaled to {fixed['pixels']} x {fixed['pixels']} pixels, so that size "
         f"was left to the measures: a {fixed['resnet']} and a "
@@ -374,14 +387,16 @@ def methods(found: Found, stated: dict[str, Any]) -> str:
         "et al. 2021) on all pictures without labels for "
         f"{fixed['pretrain_epochs']:g} passes, each trained for {passes} in every fold; nothing was chosen by the test."
     )  # fmt: skip
+    wholes, parts = dealt_among(found)
+    permuted = [f"whole {plural(q.unit)}" + (f" within {plural(q.strata)}" if q.strata else "")] if wholes else []
+    permuted += [f"labels within {plural(q.unit)} of several"] if parts else []
     body = (
         f"{many(len(found.study.particles), 'particle')} of {many(len(found.study.units), q.unit)} were compared "
         f"in {many(len(found.study.measures), 'measure')}; lengths, "
         "areas and volumes by their logarithm, all scaled by median and interquartile range; of measures with "
         "rank correlations above 0.95 one stands for all in tests over all measures. "
         f"Differences between {plural(q.label)} were tested by PERMANOVA (Anderson 2001) and, for spread, "
-        f"PERMDISP (Anderson 2006), permuting whole {plural(q.unit)}"
-        + (f" within {plural(q.strata)}" if q.strata else "")
+        f"PERMDISP (Anderson 2006), permuting {' and '.join(permuted)}"
         + f" ({fixed['permutations']} permutations, or all where there are fewer), and measure by measure by mixed "
         f"models (REML) with random {plural(q.unit)} and assemblages, t on the degrees "
         f"of freedom of {plural(q.unit)}, false discovery controlled after Benjamini & Hochberg (1995). Random "

@@ -30,6 +30,7 @@ import pandas as pd
 from scipy import stats
 
 from unmask.debitage import tables
+from unmask.debitage.findings import plural
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 
@@ -210,7 +211,7 @@ def permanova(
         space = mean @ inner @ mean.T
     else:
         space = centroids(X, codes)
-    name = f"PERMANOVA, {words[0]} among {words[1]}s"
+    name = f"PERMANOVA, {words[0]} among {plural(words[1])}"
     return _test(name, space, distances, labels, covariate, codes, strata, permutations, seed, words)
 
 
@@ -251,7 +252,7 @@ def dispersion(
         inside = np.flatnonzero(cells == cell)
         middle = X[inside].mean(0) if centre == "centroid" else spatial_median(X[inside])
         far[inside] = np.linalg.norm(X[inside] - middle, axis=1) * math.sqrt(len(inside) / max(1, len(inside) - 1))
-    name = f"PERMDISP, {words[0]} among {words[1]}s"
+    name = f"PERMDISP, {words[0]} among {plural(words[1])}"
     space = centroids(far[:, None], codes)
     return _test(name, space, False, labels, covariate, codes, strata, permutations, seed, words)
 
@@ -303,21 +304,21 @@ def _test(
         R = R - centroids(R.T, stratum)[stratum].T
     total = float(np.trace(R) if inner else np.square(R).sum())
     left = free - df
-    told, whom = words
+    told, whom = words[0], plural(words[1])
 
     def cannot(why: str) -> Test:
-        line = f"Whether {told} tells {whom}s apart cannot be tested: {why}."
+        line = f"Whether {told} tells {whom} apart cannot be tested: {why}."
         return Test(name, math.nan, math.nan, math.nan, 0, distinct, 1.0, True, K, line)
 
     if df < 1 or distinct < 2:
         where = " within strata" if strata is not None else ""
-        return cannot(f"{len(classes)} of {told} among {K} {whom}s can be dealt out in one way only{where}")
+        return cannot(f"{len(classes)} of {told} among {K} {whom} can be dealt out in one way only{where}")
     if left < 1:
         return cannot(
-            f"{K} {whom}s leave nothing to compare {len(classes)} of {told} with; more {whom}s of each are needed"
+            f"{K} {whom} leave nothing to compare {len(classes)} of {told} with; more {whom} of each are needed"
         )
     if total <= 1e-12 * max(1.0, float(np.abs(space).max())):
-        return cannot(f"all {whom}s are the same")
+        return cannot(f"all {whom} are the same")
     inverse = np.linalg.pinv(A, hermitian=True, rcond=1e-9)
 
     def accounted(rows: np.ndarray) -> np.ndarray:
@@ -332,16 +333,16 @@ def _test(
     observed = float(accounted(codes[None])[0])
     rest = total - observed
     if rest <= 1e-12 * total:
-        return cannot(f"{K} {whom}s leave no variation to compare with; three {whom}s of each {told} are needed")
+        return cannot(f"{K} {whom} leave no variation to compare with; three {whom} of each {told} are needed")
     # Totals and degrees of freedom are the same for all, so the pseudo-F rises with the share accounted for.
     p = ways.p(observed / total, found / total)
     F, r2 = observed / df / (rest / left), observed / total
     looked = f"all {len(ways.rows):,} ways" if ways.exact else f"{permutations:,} ways drawn at random"
     sentence = (
-        f"{name}: pseudo-F = {F:.2f}, R² = {r2:.2f}, p = {p:.3g} over {looked} to deal {told} out among {K} {whom}s"
+        f"{name}: pseudo-F = {F:.2f}, R² = {r2:.2f}, p = {p:.3g} over {looked} to deal {told} out among {K} {whom}"
     )
     if smallest > 0.05:
-        sentence += f"; with these {whom}s no p below {smallest:.2g} is possible"
+        sentence += f"; with these {whom} no p below {smallest:.2g} is possible"
     return Test(name, F, r2, p, len(ways.rows), distinct, smallest, ways.exact, K, sentence + ".")
 
 
@@ -473,9 +474,23 @@ def clusters(X: np.ndarray, names: Sequence[str]) -> dict[str, str]:
     return stands
 
 
+def owned(study: Study) -> np.ndarray:
+    """Which particles (n,) bool are of a unit of one label only, where most units have one: the label is then the unit's own.
+    None where most units have several."""
+    q = study.question
+    frame: Any = study.particles
+    labels = frame.groupby(q.unit)[q.label].transform("nunique")
+    counts = frame.groupby(q.unit)[q.label].nunique()
+    mostly = 2 * int((counts == 1).sum()) > int((counts > 0).sum())
+    return (labels == 1).to_numpy() & mostly
+
+
 def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int = 0) -> list[Test]:
     """Every test between the assemblages of a study: of the label, of the covariate, of unit against unit, of assemblage
     against assemblage, and of dispersion by label.
+
+    Where units have several labels, these are dealt out among the assemblages of each, or, where an assemblage has several,
+    among its particles. Where only some units have, the others are also compared as wholes, see `owned`.
 
     X: (n, p) coordinates of all its particles, such as `principal` embeddings; without it, the measures that stand for the
     others, `scaled`.
@@ -492,12 +507,15 @@ def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int =
     unit, label, assemblage = (frame[name].to_numpy(dtype=object) for name in (q.unit, q.label, "assemblage"))
     cells = np.array([f"{u}\0{a}" for u, a in zip(unit, assemblage, strict=True)], dtype=object)
     by = frame.groupby(q.unit)
-    known = frame[q.label].notna().to_numpy()
+    known, own, particle = frame[q.label].notna().to_numpy(), owned(study), np.arange(len(frame))
+    several = known & (by[q.label].transform("nunique") > 1).to_numpy()
+    alike = (frame.groupby([q.unit, "assemblage"])[q.label].transform("nunique") == 1).to_numpy()  # one label in a cell
     strata: Any = np.full(len(frame), "", dtype=object)
+    placed = own
     if q.strata is not None and q.strata != q.label:
         strata = frame[q.strata].to_numpy(dtype=object)
         one_stratum = (by[q.strata].transform("nunique") == 1).to_numpy()
-        known = known & one_stratum & frame[q.strata].notna().to_numpy()
+        placed = own & one_stratum & frame[q.strata].notna().to_numpy()
 
     def test(kind: Any, rows: np.ndarray, labels: Any, units: np.ndarray, strata: np.ndarray, *words: str, **more: Any):
         if rows.any():
@@ -505,20 +523,19 @@ def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int =
             more = {name: value[rows] for name, value in more.items()}
             found.append(kind(X[rows], labels, units[rows], strata=strata[rows], words=words, **more, **options))
 
-    particle = np.arange(len(frame))
-    if (by[q.label].nunique() <= 1).all():
-        test(permanova, known, label, unit, strata, q.label, q.unit)
-        test(dispersion, known, label, unit, strata, q.label, q.unit, within=cells)
-        if q.covariate is not None:
-            covariate = frame[q.covariate].to_numpy(dtype=np.float64)
-            rows = known & np.isfinite(covariate) & (by[q.covariate].transform("nunique") == 1).to_numpy()
-            test(permanova, rows, None, unit, strata, q.covariate, q.unit, covariate=covariate)
-        if by["assemblage"].nunique().max() > 1:
-            same = apart(study, known, unit, cells, label)
-            test(permanova, known, unit, cells, same, q.unit, "assemblage")
-    else:  # particles of a unit differ in label
-        test(permanova, known, label, particle, unit, q.label, "particle")
+    test(permanova, placed, label, unit, strata, q.label, q.unit)
+    test(dispersion, placed, label, unit, strata, q.label, q.unit, within=cells)
+    if q.covariate is not None:
+        covariate = frame[q.covariate].to_numpy(dtype=np.float64)
+        rows = placed & np.isfinite(covariate) & (by[q.covariate].transform("nunique") == 1).to_numpy()
+        test(permanova, rows, None, unit, strata, q.covariate, q.unit, covariate=covariate)
+    if alike[several].all():
+        test(permanova, several, label, cells, unit, q.label, "assemblage")
+    else:
+        test(permanova, several, label, particle, cells, q.label, "particle")
     if by["assemblage"].nunique().max() > 1:
+        told = known & alike
+        test(permanova, told, unit, cells, apart(study, told, unit, cells, label), q.unit, "assemblage")
         test(permanova, np.ones(len(frame), dtype=bool), assemblage, particle, unit, "assemblage", "particle")
     return found
 

@@ -61,8 +61,8 @@ def listed(path: Path, particles: pd.DataFrame, labels: np.ndarray | None, unit:
 
 
 def passes(images: int) -> float:
-    """Over so many particles: 8, and of fewer than 1,000 as many as show 8,000, but 40 at most."""
-    return round(min(40.0, max(8.0, 8000 / images)), 1)
+    """Over so many particles: 8, and of fewer than 500 as many as show 4,000, but 40 at most."""
+    return round(min(40.0, max(8.0, 4000 / images)), 1)
 
 
 def batch(images: int) -> int:
@@ -119,10 +119,11 @@ def answers(
     folds: Folds,
     unit: str,
     began: Path | None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
     """What a kind of network says of each particle that is tested, by the one that was not trained on it: (n, K) float64, NaN
-    where none was. name: of the protocol, for the folders. labels: (n,) str. began: the run to go on from."""
-    probabilities = np.full((len(particles), len(classes)), np.nan)
+    where none was; and in how many folds it learnt nothing. name: of the protocol, for the folders. labels: (n,) str. began:
+    the run to go on from."""
+    probabilities, unlearnt = np.full((len(particles), len(classes)), np.nan), 0
     place = {each: i for i, each in enumerate(particles["particle"])}
     for number, (train, test) in enumerate(folds, 1):
         out = networks.folder / name / "-".join(kind.lower().split()) / f"fold-{number}"
@@ -145,7 +146,9 @@ def answers(
                 finetune(
                     Finetune(data=str(tables[0]), test=str(tables[1]), out=out, **told), Tuning(class_weights=True)
                 )
-        if Run(out).read("result.json")["verdict"] == "diverged":
+        verdict = Run(out).read("result.json")["verdict"]
+        unlearnt += verdict == "no better than uninformed"
+        if verdict == "diverged":
             console.print(f"[yellow]warning[/] {kind}, {name}: fold {number} diverged; its particles are left out")
             continue
         found = pd.read_csv(out / "predictions.csv")
@@ -154,4 +157,4 @@ def answers(
         rows = [place[of[path]] for path in found["path"]]
         for k, each in enumerate(classes):
             probabilities[rows, k] = found.get(f"p_{each}", 0.0)
-    return probabilities
+    return probabilities, unlearnt

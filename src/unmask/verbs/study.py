@@ -54,7 +54,7 @@ class Run:
     permutations: int = 999
     """Of each test, where there are more arrangements than that."""
     epochs: float | None = None
-    """Passes over the particles, for each network in each fold. Default: 8, and more of fewer than 1,000."""
+    """Passes over the particles, for each network in each fold. Default: 8, and more of fewer than 500."""
     pretrain_epochs: float = 60
     """Passes of MAE over all particles, without their labels."""
     vit: str = "vit-lite-4/8"
@@ -355,10 +355,13 @@ def contest(
         parts = [(train[used[train]], test[used[test]]) for train, test in folds.parts]
         for kind in nets.kinds:
             began = pretrained if kind == "ViT after MAE" else None
-            made.probabilities[kind] = networks.answers(
+            made.probabilities[kind], unlearnt = networks.answers(
                 nets, kind, folder(name), study.particles, labels, folds.classes, parts, study.question.unit, began
             )
             enter(made, kind, classify.judge(study, folds.task, made.probabilities[kind], folds, seed=settings.seed))
+            made.rows[-1] |= {"parts": len(parts), "unlearnt": unlearnt}
+            if unlearnt:
+                console.print(f"    [yellow]![/] {page.unlearnt(kind, unlearnt, len(parts))}", highlight=False)
     return made
 
 
