@@ -31,7 +31,7 @@ def data() -> Path:
 
 def simulated(name: str, out: Path) -> Path:
     path = out / name / "study.yaml"
-    return path if path.is_file() else unmask.simulate(out / name, design=name, particles=600)
+    return path if path.is_file() else unmask.simulate(out / name, design=name, particles=900)
 
 
 def halves(name: str, out: Path) -> Path:

@@ -140,10 +140,10 @@ def honest(study: Study, seed: int, *, permutations: int = 199, refits: int = 19
     parts = classify.folds(study, "skill", seed=seed)
     if parts.parts:
 
-        def refit(targets: np.ndarray) -> np.ndarray:
-            return classify.classify(Z, targets, parts, "logistic", seed)
+        def refit(folds: classify.Folds) -> np.ndarray:
+            return classify.classify(Z, folds, "logistic", seed)
 
-        P = refit(parts.targets)
+        P = refit(parts)
         for name, again, ways in (("refitted", refit, refits), ("predictions fixed", None, permutations)):
             options = {"refit": again, "permutations": ways, "resamples": 1, "seed": seed}
             p = classify.judge(study, "skill", P, parts, **options).p
@@ -165,7 +165,7 @@ def naive(study: Study, seed: int, *, permutations: int = 199, trees: int = 50) 
     found["ANOVA, particles, first measure"] = float(stats.f_oneway(*groups).pvalue)
     codes, classes = statistics.coded(label)
     parts = classify.folds(study, "skill", naive=True, seed=seed)
-    said = classify.classify(Z, codes, parts, "forest", seed, trees=trees).argmax(1)
+    said = classify.classify(Z, parts, "forest", seed, trees=trees).argmax(1)
     base = max(np.bincount(codes)) / len(codes)
     found["forest, by particle, against the majority"] = float(
         stats.binomtest(int(np.sum(said == codes)), len(codes), base, alternative="greater").pvalue

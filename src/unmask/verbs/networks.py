@@ -142,7 +142,7 @@ def answers(
                 "resume": True,
             }
             with said(f"{kind}, {name}: fold {number} of {len(folds)}"), silently():
-                # whoever leaves a unit out makes its label rarer among those left: unweighted, it would hardly be named
+                # labels weigh alike: unweighted, a rare one would hardly be named
                 finetune(
                     Finetune(data=str(tables[0]), test=str(tables[1]), out=out, **told), Tuning(class_weights=True)
                 )

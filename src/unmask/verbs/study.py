@@ -339,10 +339,10 @@ def contest(
     for model, (values, kind) in inputs.items():
         with networks.said(f"{model}: {name}"):
 
-            def fitted(targets: np.ndarray, values: np.ndarray = values, kind: str = kind) -> np.ndarray:
-                return classify.classify(values, targets, folds, kind, settings.seed, jobs=-1)
+            def fitted(folds: Folds, values: np.ndarray = values, kind: str = kind) -> np.ndarray:
+                return classify.classify(values, folds, kind, settings.seed, jobs=-1)
 
-            made.probabilities[model] = fitted(folds.targets)
+            made.probabilities[model] = fitted(folds)
             again = fitted if honest and kind == "logistic" and len(study.units) <= FEW_UNITS else None
             verdict = classify.judge(
                 study, folds.task, made.probabilities[model], folds, refit=again,
