@@ -39,7 +39,7 @@ LEVEL = 0.99
 MARGIN = 0.02
 """By which balanced accuracy must exceed chance, too, before it is called better."""
 SHUFFLES = 3
-"""Of labels among units; their predictions are judged together."""
+"""Of labels that mean nothing; their predictions are judged together."""
 SIZES = ("da", "feret_length", "dp", "ellipse_length", "area", "perimeter", "volume", "length", "caliper")
 """What may stand for the size of a particle, the first that is there (also as the beginning of a name, as in area_cm2)."""
 FIGURES = ("accuracy", "low", "high", "majority", "balanced", "balanced_low", "balanced_high", "chance")
@@ -202,7 +202,7 @@ def controls(study: Study, *, seed: int = 0) -> pd.DataFrame:
         strata = None if q.strata is None else particles.loc[measured.rows, q.strata].to_numpy()
         rng = np.random.default_rng(seed)
         shuffled = Clues(f"{q.label} shuffled among particles, from the measures", measured.rows, measured.values)
-        drawn = [rng.permutation(truth)]
+        drawn = [rng.permutation(truth) for _ in range(SHUFFLES)]
         rows += [judged(study, shuffled, drawn, by_unit, seed=seed, nonsense=True) for by_unit in (True, False)]
         drawn = [shuffle(truth, units, strata, whole=whole_labels(study), rng=rng) for _ in range(SHUFFLES)]
         if drawn := [labels for labels in drawn if labels is not None]:

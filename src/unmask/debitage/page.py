@@ -322,9 +322,9 @@ def recognised(found: Found, figure: Any) -> str:
         f"Whether the {q.label} can be recognised",
         f"Models of measures, of pictures, and of both, each judged on {plural(q.unit)} it never saw; intervals "
         f"resample whole {plural(q.unit)}. MAE learnt from all pictures, but from no label. Where there are few "
-        f"{plural(q.unit)}, each part leaves out as many of every {q.label}: who leaves out one alone learns its label from fewer "
-        "than the others, and names it too seldom or too often for that. p says how often labels that are dealt out anew are "
-        "recognised as well.",
+        f"{plural(q.unit)}, each part leaves out as many of every {q.label}: who leaves out one alone learns its label from "
+        "fewer than the others, and names it too seldom or too often for that. p says how often labels that are dealt out "
+        "anew are recognised as well.",
         body,
     )
 
