@@ -59,9 +59,20 @@ def test_a_network_is_tested_on_one_knapper_alone(three, tmp_path):
     labels = np.array(["a", "b"] * len(frame), dtype=object)[: len(frame)]
     nets = Networks(tmp_path / "models", "vit-lite-2/8", "resnet10t", 32, 1, 1, 0, "cpu")
     told = (frame, labels, ("a", "b"), [(np.flatnonzero(~own), np.flatnonzero(own))], "knapper", None)
-    said = answers(nets, "ViT", "one", *told)
-    assert (np.isfinite(said).all(axis=1) == own).all() and np.allclose(said[own].sum(axis=1), 1, atol=1e-5)
-    assert np.array_equal(answers(nets, "ViT", "one", *told), said, equal_nan=True)
+    said, unlearnt = answers(nets, "ViT", "one", *told)  # labels that mean nothing, one pass
+    assert (
+        unlearnt == 1
+        and (np.isfinite(said).all(axis=1) == own).all()
+        and np.allclose(said[own].sum(axis=1), 1, atol=1e-5)
+    )
+    assert np.array_equal(answers(nets, "ViT", "one", *told)[0], said, equal_nan=True)
+
+
+def test_a_network_that_learnt_nothing_is_said_to_have(judged):
+    table = pd.read_csv(judged[0] / "tables" / "classification.csv").dropna(subset="unlearnt")
+    assert len(table) and (table["unlearnt"] <= table["parts"]).all() and table["unlearnt"].max() > 0  # of one pass
+    model = table.loc[table["unlearnt"] > 0, "model"].iloc[0]
+    assert f"{model} learnt nothing in " in (judged[0] / "report.html").read_text()
 
 
 def test_channels_that_were_off_are_not_learnt_from(judged):

@@ -8,10 +8,10 @@ Of few knappers each part leaves out as many of every skill, see `evenly`. Who l
 from fewer than the others: what knows nothing then names it too seldom, or if labels weigh alike too often, as a network was
 seen to do whose loss had not moved, and that was right for 62% of flakes where 33% is chance.
 
-`judge` tests by permutation. Its null: labels are dealt out among units by chance. With `refit` the whole procedure is run
-again for every arrangement, and p is exact. Without, predictions stay as they are and only the truth is dealt out, among the
-units of each part, which is all that can be done for a network that took hours: about right, for what one part tests another
-has learnt. For predictions from a split by particle no p has a meaning, and none is given.
+`judge` tests by permutation. Its null: labels are dealt out among units by chance, and the whole procedure is run again for
+every arrangement. To deal out the truth alone and keep the predictions, all that could be done for a network that took hours,
+would find too much: what one part tests another has learnt, so that two units that are alike are both right or both wrong.
+There no p is given, nor for a split by particle.
 """
 
 import warnings
@@ -27,7 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from unmask.debitage.findings import plural
+from unmask.debitage.findings import listed, plural
 from unmask.debitage.statistics import apart, arrange, belonging, coded
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
@@ -138,6 +138,10 @@ def folds(study: Study, task: str = "skill", *, naive: bool = False, seed: int =
     else:
         parts = splits.folds(targets[rows], groups[rows], k=5, seed=seed)
         protocol = f"{len(parts)} parts, by {whole}"
+        kinds = frame.iloc[rows].drop_duplicates([q.unit, "assemblage"])
+        other = [name for name in q.nuisances if task == "unit" and not kinds.duplicated([q.unit, name]).any()]
+        if other := [name for name in other if 2 * kinds[name].nunique() <= len(kinds)]:
+            protocol += f"; those of one {q.unit} differ in {listed(other)}, which makes them like those of others"
     whole_parts = tuple((rows[train], rows[test]) for train, test in parts)
     return Folds(task, naive, tuple(chosen), targets, groups, whole_parts, protocol, tuple(notes))
 
@@ -216,8 +220,6 @@ class Judgement:
     """That labels dealt out by chance do as well, judged by the mean over classes of the mean over groups of the share of
     particles that is right."""
     smallest_p: float | None = None
-    exact: bool = False
-    """The whole procedure was run again for every arrangement looked at."""
     sentence: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,7 +240,7 @@ def judge(
     """Judge probabilities (n, K) of the particles of `folds`, NaN where not tested.
 
     refit: from folds to probabilities (n, K), the procedure that gave these, such as
-    `lambda folds: classify(X, folds)`; then p is exact, else about right, see the top of this file. Intervals are
+    `lambda folds: classify(X, folds)`; without it there is no p, see the top of this file. Intervals are
     bootstraps over units for skill, over assemblages for units.
     """
     q = study.question
@@ -293,7 +295,7 @@ def judge(
     )
     confusion = np.zeros((K, K), dtype=np.int64)
     np.add.at(confusion, (targets, said), 1)
-    p, smallest, exact, why = _chance(study, folds, P, rows, refit, permutations, seed)
+    p, smallest, why = _chance(study, folds, rows, refit, permutations, seed)
     result = Judgement(
         task=task,
         protocol=folds.protocol,
@@ -307,7 +309,6 @@ def judge(
         votes=votes,
         p=p,
         smallest_p=smallest,
-        exact=exact,
     )
     return Judgement(**{**vars(result), "sentence": _sentence(result, name, folds, why)})
 
@@ -321,31 +322,32 @@ def _sums(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def _chance(
     study: Study,
     folds: Folds,
-    P: np.ndarray,
     rows: np.ndarray,
     refit: Callable[[Folds], np.ndarray] | None,
     permutations: int,
     seed: int,
-) -> tuple[float | None, float | None, bool, str]:
-    """p, the smallest that could be, whether it is exact; or no p, and why."""
+) -> tuple[float | None, float | None, str]:
+    """p and the smallest that could be; or no p, and why."""
     q = study.question
     frame: Any = study.particles
     if folds.naive:
-        return None, None, False, "A split by particle has each unit on both sides, so that no p has a meaning"
+        return None, None, "A split by particle has each unit on both sides, so that no p has a meaning"
+    if refit is None:
+        return None, None, "It was not trained again with labels that were dealt out anew, so that there is no p"
     groups, _ = coded(folds.groups[rows])
     try:
         truth = belonging(folds.targets[rows], groups)
     except BadInput:
-        return None, None, False, f"{q.label} varies within a {q.unit}, and is not dealt out among them"
+        return None, None, f"{q.label} varies within a {q.unit}, and is not dealt out among them"
     blocks = np.full(len(frame), "", dtype=object)
     if q.strata is not None:
         blocks = blocks + frame[q.strata].astype(str).to_numpy(dtype=object)
-    part = np.zeros(len(frame), dtype=np.int64)
-    for number, (_, test) in enumerate(folds.parts):
-        part[test] = number
-    anew = folds.even and refit is not None
-    if not anew and max(len(np.unique(groups[part[rows] == number])) for number in np.unique(part[rows])) > 1:
-        blocks = blocks + "\0" + part.astype(str).astype(object)  # parts were made to hold each class, and go on to
+    if not folds.even:  # parts were made to hold each class, and go on to
+        part = np.zeros(len(frame), dtype=np.int64)
+        for number, (_, test) in enumerate(folds.parts):
+            part[test] = number
+        if max(len(np.unique(groups[part[rows] == number])) for number in np.unique(part[rows])) > 1:
+            blocks = blocks + "\0" + part.astype(str).astype(object)
     if folds.task == "unit":
         chosen = np.zeros(len(frame), dtype=bool)
         chosen[rows] = True
@@ -357,27 +359,22 @@ def _chance(
         return (
             None,
             None,
-            False,
-            f"a {q.unit} lies in several {q.strata}s, so that labels cannot be dealt out within them",
+            f"a {q.unit} lies in several {plural(q.strata or '')}, so that labels cannot be dealt out within them",
         )
-    exact = refit is not None
-    ways = arrange(truth, strata, permutations, seed, interchangeable=exact)
+    ways = arrange(truth, strata, permutations, seed)
     if ways.distinct < 2:
-        return None, None, False, "labels can be dealt out in one way only"
+        return None, None, "labels can be dealt out in one way only"
 
     def score(probabilities: np.ndarray, labels: np.ndarray) -> float:
         """Mean over classes of the mean over groups of the share that is right; labels: (groups,)."""
         share = np.bincount(groups, probabilities.argmax(1) == labels[groups]) / np.bincount(groups)
         return float((np.bincount(labels, share) / np.bincount(labels)).mean())
 
-    if refit is None:
-        found = [score(P, labels) for labels in ways.rows]
-        return ways.p(score(P, truth), np.array(found)), ways.smallest_p, False, ""
     targets, found = folds.targets.copy(), []
     for labels in ways.rows:
         targets[rows] = labels[groups]
         found.append(score(refit(folds.rearranged(targets))[rows], labels))
-    return ways.p(score(refit(folds)[rows], truth), np.array(found)), ways.smallest_p, True, ""
+    return ways.p(score(refit(folds)[rows], truth), np.array(found)), ways.smallest_p, ""
 
 
 def _sentence(found: Judgement, name: str, folds: Folds, why: str) -> str:
@@ -388,8 +385,7 @@ def _sentence(found: Judgement, name: str, folds: Folds, why: str) -> str:
     words += f"balanced {one['balanced']:.0%}, and {round(many['accuracy'] * many['n'])} of {many['n']} assemblages by vote, "
     words += f"where always naming the commonest class gets {base:.0%}"
     if found.p is not None:
-        kind = "" if found.exact else "about "
-        words += f"; p = {kind}{found.p:.3g} that labels dealt out by chance do as well"
+        words += f"; p = {found.p:.3g} that labels dealt out by chance do as well"
         if found.smallest_p is not None and found.smallest_p > 0.05:
             words += f" (none below {found.smallest_p:.2g} is possible)"
     elif why:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from unmask import report
 from unmask.debitage.findings import Finding, listed, many, plural
+from unmask.debitage.mixed import discovery
 from unmask.debitage.study import Frame, Study
 from unmask.report import section, table, text
 
@@ -66,14 +68,14 @@ def verdict(found: Found) -> tuple[str, str]:
     dealt += " or within those of several labels" if wholes and parts else ""
     if hits:
         return "a difference", (
-            f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}: {len(hits)} of {len(looked)} tests at {LEVEL:.0%}, "
-            f"{dealt}. {found.power_sentence}"
+            f"{plural(q.label).capitalize()} differ by {listed(hits, 4)}: {len(hits)} of {looked} tests at a false discovery "
+            f"rate of {LEVEL:.0%}, {dealt}. {found.power_sentence}"
         )
     least = found.tests["smallest_p"].min() if len(found.tests) else math.nan
     limit = f" With these {plural(q.unit)} no p below {least:.2g} was possible." if least > LEVEL else ""
     return "no difference found", (
-        f"None of {len(looked)} tests, {dealt}, finds that {plural(q.label)} differ at {LEVEL:.0%}.{limit} That is no proof "
-        f"that they do not: {found.power_sentence[:1].lower()}{found.power_sentence[1:]}"
+        f"None of {looked} tests, {dealt}, finds that {plural(q.label)} differ at a false discovery rate of {LEVEL:.0%}."
+        f"{limit} That is no proof that they do not: {found.power_sentence[:1].lower()}{found.power_sentence[1:]}"
     )
 
 
@@ -90,26 +92,29 @@ def first(title: str) -> str:
     return title[:1].lower() + title[1:] if title[1:2].islower() else title
 
 
-def differences(found: Found) -> tuple[list[str], list[str]]:
-    """The tests of the question that reached the level, and all that were made: of the label or the covariate among units
-    or within them, of measures, of being recognised by models. The level is not corrected over these, q is over measures."""
-    q, looked, hits = found.study.question, [], []
+def differences(found: Found) -> tuple[list[str], int]:
+    """The tests of the question with a false discovery rate below the level (Benjamini & Hochberg 1995), and how many were
+    made: of the label or the covariate among units or within them, of measures, of being recognised by models."""
+    q = found.study.question
     whom = (q.unit, "assemblage", "particle")
-    among = {f"{name} among {plural(unit)}" for name in (q.label, q.covariate) for unit in whom if name}
-    for row in found.tests.to_dict("records"):
-        if any(str(row["name"]).endswith(words) for words in among) and finite(row["p"]):
-            looked.append(name := f"{row['name']} on {row['on']} (p = {row['p']:.3g})")
-            hits += [name] if row["p"] < LEVEL else []
-    if len(found.effects) and found.effects["q"].notna().any():
+    among = tuple(f", {name} among {plural(unit)}" for name in (q.label, q.covariate) for unit in whom if name)
+    looked = [
+        (f"{row['name']} on {row['on']} (p = {row['p']:.3g})", row["p"])
+        for row in found.tests.to_dict("records")
+        if str(row["name"]).endswith(among)
+    ]
+    if len(found.effects):
         own = found.effects[(found.effects["stands"] == found.effects["measure"]) & (found.effects["q"] < LEVEL)]
-        looked.append("measures")
-        if len(own):
-            hits.append(f"{many(len(own), 'measure')} of mixed models (q < {LEVEL}: {listed(list(own['measure']), 3)})")
-    for row in found.judged.to_dict("records"):
-        if row.get("honest") and row["protocol"].startswith(f"{q.label},") and finite(row.get("p")):
-            looked.append(name := f"{row['model']} (p = {'' if row['p_exact'] else 'at most '}{row['p']:.3g})")
-            hits += [name] if row["p"] < LEVEL else []
-    return hits, looked
+        words = f"{many(len(own), 'measure')} of mixed models (q < {LEVEL}: {listed(list(own['measure']), 3)})"
+        looked.append((words, found.effects["q"].min()))
+    looked += [
+        (f"{row['model']} (p = {row['p']:.3g})", row["p"])
+        for row in found.judged.to_dict("records")
+        if row.get("honest") and row["protocol"].startswith(f"{q.label},") and row.get("p") is not None
+    ]
+    looked = [(words, p) for words, p in looked if finite(p)]
+    rates = discovery(np.array([p for _, p in looked]))
+    return [words for (words, _), rate in zip(looked, rates, strict=True) if rate < LEVEL], len(looked)
 
 
 def finite(value: Any) -> bool:

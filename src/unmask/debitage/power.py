@@ -135,7 +135,7 @@ def honest(study: Study, seed: int, *, permutations: int = 199, refits: int = 19
         covariate = frame[q.covariate]
         found["PERMANOVA, covariate"] = statistics.permanova(Z, None, unit, covariate=covariate, **options).p
     table: Any = mixed.mixed(study)
-    found["mixed model, first measure"] = float(table["p"].iloc[0])
+    found[first := "mixed model, first measure"] = float(table["p"].iloc[0])
     found["mixed models, any measure (q)"] = float(table["q"].min())
     parts = classify.folds(study, "skill", seed=seed)
     if parts.parts:
@@ -143,11 +143,11 @@ def honest(study: Study, seed: int, *, permutations: int = 199, refits: int = 19
         def refit(folds: classify.Folds) -> np.ndarray:
             return classify.classify(Z, folds, "logistic", seed)
 
-        P = refit(parts)
-        for name, again, ways in (("refitted", refit, refits), ("predictions fixed", None, permutations)):
-            options = {"refit": again, "permutations": ways, "resamples": 1, "seed": seed}
-            p = classify.judge(study, "skill", P, parts, **options).p
-            found[f"classifier, units left out, {name}"] = math.nan if p is None else p
+        options = {"refit": refit, "permutations": refits, "resamples": 1, "seed": seed}
+        p = classify.judge(study, "skill", refit(parts), parts, **options).p
+        found["classifier, units left out"] = math.nan if p is None else p
+    together = [p for name, p in found.items() if name != first]
+    found["any of these (q)"] = float(np.nanmin(mixed.discovery(np.array(together))))
     return found
 
 

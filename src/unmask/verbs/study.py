@@ -346,7 +346,7 @@ def contest(
             again = fitted if honest and kind == "logistic" and len(study.units) <= FEW_UNITS else None
             verdict = classify.judge(
                 study, folds.task, made.probabilities[model], folds, refit=again,
-                permutations=min(199, settings.permutations) if again else settings.permutations, seed=settings.seed,
+                permutations=min(199, settings.permutations), seed=settings.seed,
             )  # fmt: skip
             enter(made, model, verdict)
     if nets is not None:
@@ -378,7 +378,7 @@ def enter(made: Contest, model: str, verdict: classify.Judgement) -> None:
     row = {"protocol": made.name, "honest": made.honest, "how": made.folds.protocol, "model": model}
     row |= {key: score[key] for key in keys} | {f"vote_{key}": vote[key] for key in ("accuracy", "low", "high", "n")}
     row |= {"majority": verdict.commonest, "majority_trained": verdict.majority, "classes": len(verdict.classes)}
-    row |= {"p": verdict.p, "p_exact": verdict.exact, "smallest_p": verdict.smallest_p, "sentence": verdict.sentence}
+    row |= {"p": verdict.p, "smallest_p": verdict.smallest_p, "sentence": verdict.sentence}
     made.rows.append(row)
     made.votes += [{"protocol": made.name, "model": model, **one} for one in verdict.votes]
     console.print(
