@@ -9,7 +9,7 @@ published one of three knappers, each with a stone of their own, at an effect of
 Measures are those of the simulated outlines, or with `--of traits` the latent traits that these are drawn from.
 
 Expected: at an effect of 0 the interval of each honest rate holds 0.05 or lies below, for 12 knappers rates rise with the
-effect, and naive rates at 0 are several times 0.05. An hour and a quarter on one core.
+effect, and naive rates at 0 are several times 0.05. Ten minutes on one core.
 """
 
 import argparse

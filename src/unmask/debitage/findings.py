@@ -1,8 +1,5 @@
 """What an audit says: findings, the words that they are made of, and what decides how they are put."""
 
-# To pandas' own types a column may always be a table, and a sum anything
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 
 from collections.abc import Sequence
 from dataclasses import dataclass
