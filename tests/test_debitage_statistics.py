@@ -431,6 +431,22 @@ def test_folds_keep_units_whole():
     assert many.protocol == "5 parts, by knapper"
 
 
+@given(st.lists(st.integers(2, 5), min_size=2, max_size=4), st.integers(0, 9))
+def test_every_part_tests_units_of_every_label_whatever_labels_are_called(counts, seed):
+    draw = np.random.default_rng(seed)
+    labels = draw.permutation(np.repeat(np.arange(len(counts)), counts))  # of units
+    groups = draw.permutation(np.repeat(np.arange(len(labels)), 3))
+    targets = labels[groups]
+    parts = classify.evenly(targets, groups, seed)
+    assert len(parts) == min(counts) and sorted(np.concatenate([test for _, test in parts])) == list(range(len(groups)))
+    for train, test in parts:
+        assert not set(groups[train]) & set(groups[test]) and len(train) + len(test) == len(groups)
+        assert set(targets[train]) == set(targets[test]) == set(range(len(counts)))
+    names = draw.permutation(len(counts))
+    again = classify.evenly(names[targets], groups, seed)
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(parts, again, strict=True))
+
+
 def test_a_task_that_cannot_be_tested_is_said():
     flawed = made(0, levels=(1, 2), materials=1)
     skill = classify.folds(flawed, "skill")
