@@ -255,7 +255,7 @@ def test_between_tests_every_level():
 
 
 def test_labels_that_a_unit_has_several_of_are_dealt_out_within_it():
-    """Among its assemblages where each has one, else among the particles of each; whole units beside where most have one."""
+    """Among its assemblages where each has one, else among the particles of each; whole units beside where few have several."""
     study = made(1, levels=(3, 3), particles=15, effect=3, knapper=0.2)
     frame = study.particles
 

@@ -1,6 +1,5 @@
 """What an audit says: findings, the words that they are made of, and what decides how they are put."""
 
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -114,8 +114,8 @@ def mixed(study: Study, several: pd.Series) -> Finding:
             "warning",
             f"{many(len(several), q.unit)} of {K:,} with more than one {q.label}",
             f"{listed(list(several.index))}: the {q.label} differs within the {q.unit}. If that is a slip, mend it in "
-            f"the study's file; if it is so (as of one who learnt between two sessions), their particles are "
-            f"compared within the {q.unit}, and the others' are not.",
+            f"the study's file; if it is so (as of one who learnt between two sessions), they are compared "
+            f"within the {q.unit}, and the others as wholes.",
             table,
         )
     return Finding(

@@ -138,7 +138,7 @@ def mixed(study: Study, measures: Sequence[str] | None = None, *, label: bool = 
       tell one thing several times;
     - "note": what stood in the way, "" where nothing did. Figures that are not to be had are NaN.
 
-    Where most units have one label, those of several are left out. Materials and other nuisances are fixed effects where the
+    Where units have one label but for a few, these are left out. Materials and other nuisances are fixed effects where the
     label can be told from them at all, the note says which could not. Without several assemblages a unit, the day cannot be
     told from the hand: share_assemblage is 0 and noted.
     """

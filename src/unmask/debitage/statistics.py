@@ -30,7 +30,7 @@ import pandas as pd
 from scipy import stats
 
 from unmask.debitage import tables
-from unmask.debitage.findings import plural
+from unmask.debitage.findings import plural, whole_labels
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 
@@ -475,14 +475,10 @@ def clusters(X: np.ndarray, names: Sequence[str]) -> dict[str, str]:
 
 
 def owned(study: Study) -> np.ndarray:
-    """Which particles (n,) bool are of a unit of one label only, where most units have one: the label is then the unit's own.
-    None where most units have several."""
+    """Which particles (n,) bool are of a unit of one label, where that is the rule: the label is then the unit's own."""
     q = study.question
-    frame: Any = study.particles
-    labels = frame.groupby(q.unit)[q.label].transform("nunique")
-    counts = frame.groupby(q.unit)[q.label].nunique()
-    mostly = 2 * int((counts == 1).sum()) > int((counts > 0).sum())
-    return (labels == 1).to_numpy() & mostly
+    one = (study.particles.groupby(q.unit)[q.label].transform("nunique") == 1).to_numpy()
+    return one & whole_labels(study)
 
 
 def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int = 0) -> list[Test]:
@@ -490,7 +486,7 @@ def between(study: Study, X: Any = None, *, permutations: int = 999, seed: int =
     against assemblage, and of dispersion by label.
 
     Where units have several labels, these are dealt out among the assemblages of each, or, where an assemblage has several,
-    among its particles. Where only some units have, the others are also compared as wholes, see `owned`.
+    among its particles. Where few units have, the others are also compared as wholes, see `owned`.
 
     X: (n, p) coordinates of all its particles, such as `principal` embeddings; without it, the measures that stand for the
     others, `scaled`.
