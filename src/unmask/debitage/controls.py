@@ -258,6 +258,7 @@ def judged(
     units = study.particles.loc[clue.rows, q.unit].to_numpy()
     row: dict[str, object] = {"control": clue.name, "protocol": f"by {q.unit if by_unit else 'particle'}"}
     names = np.unique(np.concatenate(targets))
+    shuffled = nonsense and "among particles" in clue.name  # then each particle stands for itself
     right, groups, codes, n = [], [], [], 0
     for labels in targets:
         kept, why = testable(labels, units if by_unit else None, q.label, q.unit)
@@ -269,10 +270,10 @@ def judged(
         said = predictions(values, y, parts(y, owners if by_unit else None, seed), seed)
         codes.append(y)
         right.append(said)
-        groups.append(owners)
+        groups.append(np.arange(n) if shuffled else owners)
     y, said = np.concatenate(codes), np.concatenate(right)
     owners = np.concatenate(groups)
-    got = score(said, y, len(names), groups=owners if by_unit else None, level=LEVEL, seed=seed)
+    got = score(said, y, len(names), groups=owners if by_unit or shuffled else None, level=LEVEL, seed=seed)
     majority = float(np.mean([np.bincount(each).max() / len(each) for each in codes]))
     chance = 1 / len(np.unique(y))
     margin = max(MARGIN, 0.25 / len(np.unique(owners))) if by_unit else MARGIN  # a bootstrap of few units is too sure
@@ -280,7 +281,7 @@ def judged(
     common = names[np.bincount(codes[0]).argmax()]
     if nonsense and better:
         why = (
-            "the test itself leaks" if "among particles" in clue.name or (by_unit and "within" not in clue.name)
+            "the test itself leaks" if shuffled or (by_unit and "within" not in clue.name)
             else f"{plural(q.unit)} of like composition resemble each other" if by_unit
             else f"a split by particle recognises the {q.unit}, not the {q.label}"
         )  # fmt: skip
