@@ -320,9 +320,8 @@ def recognised(found: Found, figure: Any) -> str:
             heads = {"model": "model", "accuracy_told": "accuracy", "balanced_told": "balanced", "macro_f1": "macro F1",
                      "vote_accuracy_told": "assemblages by vote", "p": "p", "smallest_p": "smallest possible"}  # fmt: skip
             body += frame(known, heads)
-            for row in known.to_dict("records"):
-                if row.get("unlearnt", 0) > 0:  # NaN of what is no network
-                    body += f"<p>{text(unlearnt(row['model'], int(row['unlearnt']), int(row['parts'])))}</p>"
+            if "unlearnt" in known and (known["unlearnt"] > 0).any():  # NaN of what is no network
+                body += f"<p>{text(unlearnt(known[known['unlearnt'] > 0]))}</p>"
     return section(
         f"Whether the {q.label} can be recognised",
         f"Models of measures, of pictures, and of both, each judged on {plural(q.unit)} it never saw; intervals "
@@ -334,11 +333,12 @@ def recognised(found: Found, figure: Any) -> str:
     )
 
 
-def unlearnt(model: str, times: int, parts: int) -> str:
-    """A network that learnt nothing, in words."""
+def unlearnt(rows: Frame) -> str:
+    """Networks that learnt nothing, in words. rows: of the judged."""
+    told = [f"{row['model']} in {row['unlearnt']:.0f} of {row['parts']:.0f} parts" for row in rows.to_dict("records")]
     return (
-        f"{model} learnt nothing in {times} of {many(parts, 'part')}: its loss stayed where guessing leaves it, so that its "
-        "figure says little of the pictures. More particles would help, or more passes (--epochs)."
+        f"Learnt nothing: {listed(told)}. Where the loss stays at what guessing gets, the figure says little of the pictures. "
+        "More particles would help, or more passes (--epochs)."
     )
 
 

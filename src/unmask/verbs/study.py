@@ -361,7 +361,7 @@ def contest(
             enter(made, kind, classify.judge(study, folds.task, made.probabilities[kind], folds, seed=settings.seed))
             made.rows[-1] |= {"parts": len(parts), "unlearnt": unlearnt}
             if unlearnt:
-                console.print(f"    [yellow]![/] {page.unlearnt(kind, unlearnt, len(parts))}", highlight=False)
+                console.print(f"    [yellow]![/] {page.unlearnt(pd.DataFrame(made.rows[-1:]))}", highlight=False)
     return made
 
 
