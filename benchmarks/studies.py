@@ -3,8 +3,8 @@ silhouettes of late Palaeolithic tools.
 
     UNMASK_DATA_DIR=… python benchmarks/studies.py balanced three-knappers random-halves size-halves taxa tools --out runs/studies
 
-Each is `unmask study run` with its defaults; what came out is put into results/studies.json. On two processor cores the simulated
-ones take about a quarter of an hour each, tools an hour and a half, the others some minutes. A study that was stopped goes on.
+Each is `unmask study run` with its defaults; what came out is put into results/studies.json. On one processor core
+tools takes 70 minutes, balanced a dozen on two, the others two to six on one. A study that was stopped goes on.
 """
 
 import argparse
