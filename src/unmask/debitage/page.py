@@ -318,7 +318,8 @@ def recognised(found: Found, figure: Any) -> str:
                 f"tested; the commonest is {known['majority'].iloc[0]:.1%} of them.{text(leaky)}</p>"
             )
             heads = {"model": "model", "accuracy_told": "accuracy", "balanced_told": "balanced", "macro_f1": "macro F1",
-                     "vote_accuracy_told": "assemblages by vote", "p": "p", "smallest_p": "smallest possible"}  # fmt: skip
+                     "vote_accuracy_told": "assemblages by vote"}  # fmt: skip
+            heads |= {"p": "p", "smallest_p": "smallest possible"} if known["p"].notna().any() else {}
             body += frame(known, heads)
             if "unlearnt" in known and (known["unlearnt"] > 0).any():  # NaN of what is no network
                 body += f"<p>{text(unlearnt(known[known['unlearnt'] > 0]))}</p>"

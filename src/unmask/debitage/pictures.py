@@ -638,11 +638,12 @@ def confounding(matrix: pd.DataFrame) -> bytes | None:
     return png(figure)
 
 
-def power(table: pd.DataFrame) -> bytes | None:
+def power(table: pd.DataFrame, units: str = "knappers") -> bytes | None:
     """How often an effect would be found by how many knappers, a line an effect, a panel a number of particles each has (at
     most four, evenly chosen); dashed: 80%.
 
     table: columns "knappers", "particles" (of each knapper), "effect" (in standard deviations), "power" (0 to 1).
+    units: what they are called.
     """
     rows = records(table, "power")
     if not rows:
@@ -670,7 +671,7 @@ def power(table: pd.DataFrame) -> bytes | None:
                 markersize=5,
                 clip_on=False,
             )
-        tidy(axes, "knappers", np.empty(0))
+        tidy(axes, units, np.empty(0))
         if every[0] > 0 and every[-1] / every[0] > 4:
             axes.set_xscale("log")
         few = spaced(every, np.log if axes.get_xscale() == "log" else np.asarray)

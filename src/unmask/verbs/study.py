@@ -22,7 +22,7 @@ from tyro.conf import Positional
 from unmask.debitage import audit as audits
 from unmask.debitage import classify, look, mixed, page, pictures, power, shapes, simulate, statistics
 from unmask.debitage.classify import Folds
-from unmask.debitage.findings import Finding
+from unmask.debitage.findings import Finding, plural
 from unmask.debitage.study import Frame, Study, load
 from unmask.errors import BadInput
 from unmask.evaluate import splits
@@ -435,7 +435,7 @@ def drawn(
         if len(of):
             shown[f"classified-{task}"] = pictures.classification(of, int(of["classes"].iloc[0]))
     shown["effects"] = pictures.effects(effects) if len(effects) else None
-    shown["power"] = pictures.power(strength) if len(strength) else None
+    shown["power"] = pictures.power(strength, plural(q.unit)) if len(strength) else None
     if (name := audits.size_of(study)) is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             shown["sizes"] = pictures.sizes(
