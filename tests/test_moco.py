@@ -319,8 +319,8 @@ def test_parts_of_a_batch_make_the_step_of_the_whole():
 
 RECIPE = Recipe(6, 0.03, **SGD)
 CASES = {
-    "ViT": lambda: small(vit),
-    "ResNet": lambda: small(ghost_batch_size=3),
+    "ViT": lambda: small(vit).double(),
+    "ResNet": lambda: small(ghost_batch_size=3).double(),
     "version 3": lambda: MoCoV3(vit(), SettingsV3(hidden_width=16, dim=8)).double(),
 }
 
