@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from unmask.debitage import classify, mixed, statistics
+from unmask.debitage.findings import plural
 from unmask.debitage.study import Study
 from unmask.errors import BadInput
 
@@ -80,8 +81,8 @@ def power(
     return pd.DataFrame(rows)
 
 
-def enough(found: pd.DataFrame, effect: float = 1.0) -> str:
-    """What `power` says of an effect, in a sentence."""
+def enough(found: pd.DataFrame, effect: float = 1.0, unit: str = "knapper") -> str:
+    """What `power` says of an effect, in a sentence. unit: what knappers are called."""
     there: Any = found[np.isclose(found["effect"], effect)]
     if there.empty:
         raise BadInput(
@@ -94,16 +95,16 @@ def enough(found: pd.DataFrame, effect: float = 1.0) -> str:
     if reached.empty:
         top = best.loc[best["power"].idxmax()]
         return (
-            f"Even {int(top['knappers'])} knappers with {most:,} particles each find {what} in {top['power']:.0%} of studies "
-            f"only: {WANTED:.0%} power needs more knappers."
+            f"Even {int(top['knappers'])} {plural(unit)} with {most:,} particles each find {what} in {top['power']:.0%} of "
+            f"studies only: {WANTED:.0%} power needs more {plural(unit)}."
         )
     N = int(reached["knappers"].min())
     mine = there[there["knappers"] == N].sort_values("particles")
     ceiling = float(mine["power"].max())
     M = int(mine.loc[mine["power"] >= ceiling - 0.02, "particles"].min())
     least = int(mine.loc[mine["power"] >= WANTED, "particles"].min())
-    sentence = f"{WANTED:.0%} power for {what} needs {N} knappers, with {least:,} particles each"
-    return sentence + (f"; more particles than {M:,} a knapper add nothing." if most > M else ".")
+    sentence = f"{WANTED:.0%} power for {what} needs {N} {plural(unit)}, with {least:,} particles each"
+    return sentence + (f"; more particles than {M:,} a {unit} add nothing." if most > M else ".")
 
 
 def clopper(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -268,8 +268,7 @@ def judged(settings: Run, study: Study) -> page.Found:
     for each in contests:
         notes += [note for note in each.folds.notes if note not in notes]
     table = pd.DataFrame([{"on": on, **test.to_dict()} for on, test in tests])
-    strength, sentence = planned(effects, settings)
-    sentence = sentence.replace("knapper", q.unit)
+    strength, sentence = planned(effects, settings, q.unit)
     with networks.said("drawing"):
         beside = side_by_side(study, tests, effects, contests, settings.seed)
         shown, crossing = drawn(settings, study, beside, effects, contests, strength, X, vectors)
@@ -400,13 +399,13 @@ def predictions(study: Study, contests: Sequence[Contest]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def planned(effects: pd.DataFrame, settings: Run) -> tuple[pd.DataFrame, str]:
-    """How often differences would be found by so many knappers and particles, from the variances found here."""
+def planned(effects: pd.DataFrame, settings: Run, unit: str) -> tuple[pd.DataFrame, str]:
+    """How often differences would be found by so many units and particles, from the variances found here."""
     try:
         table = power.power(effects, simulations=400 if settings.quick else 2000, seed=settings.seed)
     except (BadInput, KeyError) as error:
         return pd.DataFrame(), f"Power is not known: {error}."
-    return table, power.enough(table)
+    return table, power.enough(table, unit=unit)
 
 
 # What is drawn
