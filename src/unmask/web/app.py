@@ -1,0 +1,140 @@
+"""The page in the browser: its tabs, and how it is served.
+
+Nothing leaves the machine: no fonts, analytics or share links, and a content security policy that lets the browser ask nobody
+else. Uploads are limited, and lie, like all that gradio writes, in a temporary folder that is deleted at the end.
+"""
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+
+from unmask.errors import BadInput
+from unmask.training.engine import console
+from unmask.web import attention, reconstruct
+from unmask.web.shelf import Shelf
+from unmask.web.uploads import MOST_BYTES
+
+CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # gradio's own, which are part of the page
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "frame-src 'self'",
+        "frame-ancestors 'self'",
+        "form-action 'none'",
+        "base-uri 'self'",
+        "object-src 'none'",
+    )
+)
+THEME = gr.themes.Base(
+    primary_hue=gr.themes.colors.blue,
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
+TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab}
+
+
+def page(shelf: Shelf) -> gr.Blocks:
+    """The page: a tab for each way to look."""
+    with gr.Blocks(title="unmask", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        gr.HTML("<h1>unmask</h1>", elem_classes="head")
+        for name, tab in TABS.items():
+            with gr.Tab(name, id=name.lower()):
+                tab(shelf, blocks)
+    return blocks.queue(default_concurrency_limit=4, max_size=64, api_open=False)
+
+
+class Guarded:
+    """An ASGI application whose answers carry the policy, and which answers only those who ask for it by its own name: a page
+    elsewhere cannot reach it by a name that it points to this machine."""
+
+    def __init__(self, app: Any, hosts: tuple[str, ...]):
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
+        if self.hosts and host not in self.hosts:
+            await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
+            return await send({"type": "http.response.body", "body": b"unmask: open the address that it printed\n"})
+
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+                message["headers"] = [*message.get("headers", []), *own, (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+
+def application(shelf: Shelf, loopback: bool = True) -> Guarded:
+    """The page as an ASGI application."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = gr.mount_gradio_app(
+        app,
+        page(shelf),
+        path="",
+        footer_links=[],
+        max_file_size=MOST_BYTES,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        show_error=True,
+        theme=THEME,
+        css=CSS,
+    )
+    return Guarded(app, ("127.0.0.1", "localhost", "[::1]") if loopback else ())
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for all that gradio writes, gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="unmask-ui-") as folder:
+        before = os.environ.get("GRADIO_TEMP_DIR")
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def serve(shelf: Shelf, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C. BadInput if the port is taken."""
+    loopback = host in ("127.0.0.1", "localhost", "::1")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "a port is a number from 0 to 65535"
+            raise BadInput(f"cannot listen on {host}:{port} ({why}): choose another --port, or 0 for any") from None
+        with temporary():
+            server = uvicorn.Server(uvicorn.Config(application(shelf, loopback), log_level="warning"))
+            where = f"http://{host}:{listening.getsockname()[1]}"
+            console.print(f"[bold]{where}[/] shows {counted(shelf)}; Ctrl-C ends it", soft_wrap=True)
+            if not loopback:
+                console.print("[yellow]warning[/] anybody on the network who reaches this address sees runs and images")
+            server.run(sockets=[listening])
+
+
+def counted(shelf: Shelf) -> str:
+    """What there is to show, in words."""
+    runs, studies = len(shelf.runs()), len(shelf.studies())
+    return f"{runs} run{'s' * (runs != 1)}" + (f" and {studies} stud{'ies' if studies > 1 else 'y'}" if studies else "")

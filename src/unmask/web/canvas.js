@@ -1,0 +1,55 @@
+// A picture that is painted on or touched. Strokes are shown at once, before the server answers.
+const canvas = document.createElement("canvas"), picture = new Image();
+let told = null, hidden = new Set(), erase = null;
+
+function show() {
+  const holder = element.querySelector(".canvas");
+  if (!holder || !told) return;
+  if (canvas.parentNode !== holder) holder.replaceChildren(canvas);
+  canvas.setAttribute("aria-label", told.alt);
+  canvas.setAttribute("role", "img");
+  canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight;
+  const pen = canvas.getContext("2d"), W = canvas.width, H = canvas.height;
+  pen.drawImage(picture, 0, 0);
+  if (told.grid) {
+    const [rows, columns] = told.grid, h = H / rows, w = W / columns;
+    pen.fillStyle = "rgb(128,128,128)";
+    for (const i of hidden) pen.fillRect((i % columns) * w, Math.floor(i / columns) * h, w, h);
+    pen.strokeStyle = "rgba(255,255,255,0.25)"; pen.beginPath();
+    for (let r = 1; r < rows; r++) { pen.moveTo(0, r * h); pen.lineTo(W, r * h); }
+    for (let c = 1; c < columns; c++) { pen.moveTo(c * w, 0); pen.lineTo(c * w, H); }
+    pen.stroke();
+  }
+  if (told.mark.length) {
+    const [x, y, w, h] = told.mark;
+    pen.strokeStyle = "#D55E00"; pen.lineWidth = Math.max(2, W / 150);
+    pen.strokeRect(x * W, y * H, w * W, h * H);
+  }
+}
+
+function take() {
+  if (!props.value) return;
+  told = JSON.parse(props.value);
+  if (erase === null) hidden = new Set(told.hidden);  // not under a stroke that goes on
+  picture.onload = show;
+  picture.src = told.image;
+}
+
+function touch(event) {
+  const box = canvas.getBoundingClientRect();
+  const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+  if (x < 0 || y < 0 || x >= 1 || y >= 1) return;
+  if (!told.paintable) return trigger("touched", { x, y });
+  const [rows, columns] = told.grid, patch = Math.floor(y * rows) * columns + Math.floor(x * columns);
+  if (erase === null) erase = hidden.has(patch);  // a stroke that begins on a hidden patch shows, another hides
+  if (hidden.has(patch) !== erase) return;
+  if (erase) hidden.delete(patch); else hidden.add(patch);
+  show();
+  trigger("painted", { hidden: [...hidden].sort((a, b) => a - b) });
+}
+
+canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); touch(event); });
+canvas.addEventListener("pointermove", (event) => { if (erase !== null) touch(event); });
+for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { erase = null; });
+watch("value", take);
+take();

@@ -1,0 +1,55 @@
+"""A picture in the page that is painted on or clicked, and other pictures beside each other: HTML, a little JavaScript, no files."""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+JS = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
+
+
+class Canvas(gr.HTML):
+    """A picture that tells where it is touched: `touched` with event data {"x", "y"}, shares of its width and height from its
+    upper left corner. With a grid of patches it can be painted on: `painted` with {"hidden": [indices row by row]}, as often
+    as the stroke reaches another patch. Its value is what `drawn` returns.
+
+        canvas = Canvas(elem_id="paint")
+        canvas.painted(fn, ..., outputs=...)      # fn(event: gr.EventData): event.hidden
+        canvas.touched(fn, ...)                   # fn(event: gr.EventData): event.x, event.y
+    """
+
+    def __init__(self, **told: Any):
+        super().__init__(
+            value="", html_template='<div class="canvas"></div>', js_on_load=JS, apply_default_css=False, **told
+        )
+
+
+def drawn(
+    png: bytes,
+    alt: str,
+    grid: tuple[int, int] | None = None,
+    hidden: Sequence[int] | None = None,
+    mark: Sequence[float] = (),
+) -> str:
+    """The value of a Canvas: a picture, with the lines between its patches if a grid (rows, columns) is given; with `hidden`,
+    those that are, it can be painted on. `mark`, x, y, width and height as shares of the picture's, is framed."""
+    told = {"image": uri(png), "alt": alt, "grid": grid, "hidden": list(hidden or ()), "mark": list(mark)}
+    return json.dumps(told | {"paintable": hidden is not None})
+
+
+def uri(png: bytes) -> str:
+    """A PNG as a data: address."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def tiles(pictures: Sequence[tuple[str, bytes]], note: str = "") -> str:
+    """HTML of pictures side by side, wrapped where there is no room, each with its words below."""
+    shown = "".join(
+        f'<figure><img src="{uri(png)}" alt="{html.escape(words)}"><figcaption>{html.escape(words)}</figcaption></figure>'
+        for words, png in pictures
+    )
+    return f'<div class="tiles">{shown}</div>' + (f'<p class="note">{html.escape(note)}</p>' if note else "")

@@ -1,0 +1,110 @@
+"""What the page may open, by the names that it shows. A name that comes from a browser is looked up here and nowhere else: it
+never becomes a path."""
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unmask.data.decode import Preprocess
+from unmask.data.source import Source
+from unmask.errors import BadInput
+from unmask.methods.mae import MAE
+from unmask.models import Encoder
+
+DEPTH = 3
+"""How far below a folder runs are looked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    """Runs, encoders and collections by name. Safe to be asked from several threads."""
+
+    roots: tuple[Path, ...]
+    """Folders of runs, single runs, or encoders from elsewhere."""
+    load: Callable[[Path], tuple[Encoder, Preprocess]]
+    """Opens an encoder."""
+    load_mae: Callable[[Path], tuple[MAE, Preprocess]]
+    """Opens a whole masked autoencoder."""
+    collections: Mapping[str, Source]
+    """Images to pick samples from, and to look for neighbours in."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def folders(self) -> dict[str, Path]:
+        """Every folder with a settings.yaml, the newest first: runs and studies, as they are now."""
+        found: dict[str, Path] = {}
+        for root in self.roots:
+            for path in _with_settings(root, DEPTH):
+                inside = path.relative_to(root).as_posix()
+                name = inside if len(self.roots) == 1 and inside != "." else (root / inside).resolve().name
+                while name in found:  # the same name below another root
+                    name = f"{name}′"
+                found[name] = path
+        return dict(sorted(found.items(), key=lambda each: -(each[1] / "settings.yaml").stat().st_mtime))
+
+    def studies(self) -> dict[str, Path]:
+        """Folders that `unmask study run` wrote."""
+        return {name: path for name, path in self.folders().items() if (path / "tables").is_dir()}
+
+    def runs(self) -> dict[str, Path]:
+        """Folders that a training wrote."""
+        studies = self.studies()
+        return {name: path for name, path in self.folders().items() if name not in studies}
+
+    def encoders(self) -> dict[str, Path]:
+        """Runs that have an encoder by now, and encoders from elsewhere."""
+        trained = {name: path for name, path in self.runs().items() if (path / "encoder" / "config.json").is_file()}
+        return trained | {root.name: root for root in self.roots if not any(_with_settings(root, DEPTH)) and _foreign(root)}
+
+    def encoder(self, name: str) -> tuple[Encoder, Preprocess]:
+        """The encoder called so. BadInput where there is none, or it cannot be read."""
+        return self._opened(self.load, self._named(self.encoders(), name))
+
+    def autoencoder(self, name: str) -> tuple[MAE, Preprocess]:
+        """The masked autoencoder called so. BadInput where there is none, or it cannot be read."""
+        return self._opened(self.load_mae, self._named(self.encoders(), name))
+
+    def run(self, name: str) -> Path:
+        """The folder of the run called so. BadInput where there is none."""
+        return self._named(self.runs(), name)
+
+    def study(self, name: str) -> Path:
+        """The folder of the study called so. BadInput where there is none."""
+        return self._named(self.studies(), name)
+
+    def collection(self, name: str) -> Source:
+        """The images called so. BadInput where there are none."""
+        return self._named(self.collections, name)
+
+    def _named(self, there: Mapping[str, Any], name: str) -> Any:
+        if name not in there:
+            raise BadInput(f"there is no {name!r} here any more: load the page anew")
+        return there[name]
+
+    def _opened(self, load: Callable, path: Path) -> Any:
+        newest = max((each.stat().st_mtime_ns for each in (path, *path.glob("encoder/*"), *path.glob("checkpoints/*"))))
+        with self.lock:  # two who ask at once open it once
+            return _open(load, path, newest)
+
+
+@functools.lru_cache(maxsize=6)
+def _open(load: Callable[[Path], Any], path: Path, newest: int) -> Any:
+    """What `load` makes of a path; `newest`, when it was last written, so that a run that goes on is opened anew."""
+    return load(path)
+
+
+def _with_settings(root: Path, depth: int) -> list[Path]:
+    """Folders with a settings.yaml at `root` or at most `depth` below; what lies inside of one is its own."""
+    if (root / "settings.yaml").is_file():
+        return [root]
+    if depth == 0 or not root.is_dir():
+        return []
+    inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [found for path in inside for found in _with_settings(path, depth - 1)]
+
+
+def _foreign(root: Path) -> bool:
+    """Whether it may be an encoder from elsewhere: a file, or a folder with a config.json."""
+    return root.is_file() or (root / "config.json").is_file()
