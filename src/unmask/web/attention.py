@@ -19,6 +19,8 @@ from unmask.web.uploads import told
 FINEST = 4096
 """Patches of an image that are looked at, at most: a map is as large as their square."""
 
+EMPTY = '<p class="note">No encoder yet: <code>unmask quickstart</code> trains one in minutes.</p>'
+
 
 def tab(shelf: Shelf, page: gr.Blocks) -> None:
     """Build it."""
@@ -35,7 +37,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         with gr.Column(scale=4, min_width=300):
             canvas = Canvas(elem_id="look")
         with gr.Column(scale=4, min_width=300):
-            looks = gr.HTML(elem_id="looks")
+            looks = gr.HTML("" if shelf.encoders() else EMPTY, elem_id="looks")
     place = gr.State(None)
     given = [chooser.run, chooser.chosen, mass, times, place]
 
@@ -44,7 +46,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         run: str | None, chosen: Chosen | None, mass: float, times: int, place: tuple[float, float] | None
     ) -> tuple[str, str]:
         if not run or chosen is None:
-            return "", '<p class="note">No encoder yet: <code>unmask quickstart</code> trains one in minutes.</p>'
+            return "", EMPTY
         encoder, preprocess = shelf.encoder(run)
         if not isinstance(encoder, ViT | CCT):
             raise BadInput(f"{run} has no attention: choose a ViT or a compact transformer")
@@ -71,7 +73,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
 
     quick: dict[str, Any] = {"outputs": [canvas, looks], "show_progress": "hidden", "trigger_mode": "always_last"}
     gr.on([mass.input, times.change, place.change, chooser.chosen.change, chooser.run.change], draw, given, **quick)
-    canvas.touched(touch, None, place, show_progress="hidden")
+    canvas.touched(touch, None, place, show_progress="hidden", trigger_mode="multiple")
     whole.click(lambda: None, None, place, show_progress="hidden")
 
 

@@ -19,10 +19,10 @@ JS = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
 
 class Canvas(gr.HTML):
     """A picture that tells where it is touched: `touched` with event data {"x", "y"}, shares of its width and height from its
-    upper left corner. With a grid of patches it can be painted on: `painted` with {"hidden": [indices row by row]}, as often
-    as the stroke reaches another patch. Its value is what `drawn` returns.
+    upper left corner. With a grid of patches it can be painted on: `painted` with {"hidden": [indices row by row]}, again and
+    again while a stroke goes on, one question at a time: the answer must set its value anew. That is what `drawn` returns.
 
-        canvas.painted(fn, ..., outputs=...)      # fn(event: gr.EventData): event.hidden
+    canvas.painted(fn, ..., outputs=...)      # fn(event: gr.EventData): event.hidden
         canvas.touched(fn, ...)                   # fn(event: gr.EventData): event.x, event.y
     """
 
@@ -85,6 +85,39 @@ def strip(pictures: Sequence[tuple[str, bytes]]) -> str:
         for i, (words, png) in enumerate(pictures)
     )
     return f'<div class="strip">{buttons}</div>'
+
+
+class Drop(gr.HTML):
+    """A place to drop an image on, or to choose a file: `uploaded` with event data {"token"}, by which unmask.web.uploads has it.
+    What is refused is said in the place itself.
+
+    drop.uploaded(fn, ..., outputs=...)      # fn(event: gr.EventData): event.token
+    """
+
+    def __init__(self, words: str, kinds: Sequence[str], **told: Any):
+        super().__init__(
+            html_template=f"""<label class="drop">{html.escape(words)}
+                <input type="file" accept="{",".join(kinds)}"><output role="alert"></output></label>""",
+            js_on_load="""
+                const said = element.querySelector("output"), input = element.querySelector("input");
+                async function send(file) {
+                    if (!file) return;
+                    said.textContent = "…";
+                    const where = new URL("upload?name=" + encodeURIComponent(file.name), document.baseURI);
+                    try {
+                        const answer = await (await fetch(where, { method: "POST", body: file })).json();
+                        said.textContent = answer.error || "";
+                        if (answer.token) trigger("uploaded", { token: answer.token });
+                    } catch { said.textContent = "it could not be sent: is unmask still running?"; }
+                    input.value = "";
+                }
+                input.addEventListener("change", () => send(input.files[0]));
+                element.addEventListener("dragover", (event) => event.preventDefault());
+                element.addEventListener("drop", (event) => { event.preventDefault(); send(event.dataTransfer.files[0]); });
+            """,
+            apply_default_css=False,
+            **told,
+        )
 
 
 def png(image: Tensor) -> bytes:

@@ -15,6 +15,7 @@ from unmask.errors import BadInput
 from unmask.methods.mae import MAE
 from unmask.models import Encoder
 from unmask.training.run import Run
+from unmask.web.uploads import Uploads
 
 DEPTH = 3
 """How far below a folder runs are looked for."""
@@ -34,6 +35,8 @@ class Shelf:
     """Opens a whole masked autoencoder."""
     collections: Mapping[str, Source]
     """Images to pick samples from, and to look for neighbours in."""
+    uploads: Uploads = field(default_factory=Uploads)
+    """Images that visitors have sent."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def folders(self) -> dict[str, Path]:
