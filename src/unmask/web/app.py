@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from unmask.errors import BadInput
 from unmask.training.engine import console
-from unmask.web import attention, reconstruct
+from unmask.web import attention, pages, reconstruct, runs, study
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import MOST_BYTES
 
@@ -43,7 +43,7 @@ THEME = gr.themes.Base(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab}
+TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab, "Runs": runs.tab, "Study": study.tab}
 
 
 def page(shelf: Shelf) -> gr.Blocks:
@@ -83,6 +83,7 @@ class Guarded:
 def application(shelf: Shelf, loopback: bool = True) -> Guarded:
     """The page as an ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    pages.routes(app, shelf)
     app = gr.mount_gradio_app(
         app,
         page(shelf),
