@@ -56,9 +56,7 @@ class Shelf:
     def encoders(self) -> dict[str, Path]:
         """Runs that have an encoder by now, and encoders from elsewhere."""
         trained = {name: path for name, path in self.runs().items() if (path / "encoder" / "config.json").is_file()}
-        return trained | {
-            root.name: root for root in self.roots if not any(_with_settings(root, DEPTH)) and _foreign(root)
-        }
+        return trained | {root.name: root for root in self.roots if not any(_with_settings(root, DEPTH)) and _foreign(root)}
 
     def encoder(self, name: str) -> tuple[Encoder, Preprocess]:
         """The encoder called so. BadInput where there is none, or it cannot be read."""
