@@ -1,4 +1,8 @@
 import os
+import shutil
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,3 +61,64 @@ def hasty_probes():
         patch.setattr(linear, "LEAST_STEPS", 20)
         patch.setattr(linear, "PENALTIES", linear.PENALTIES[:2])
         yield
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser, or a skip that says what is missing."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=60_000)  # of a busy machine
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def served():
+    @contextmanager
+    def serve(shelf):
+        """The address of a page that shows a shelf, served by a thread of this process."""
+        import uvicorn
+
+        from unmask.web import app
+
+        with app.temporary():
+            server = uvicorn.Server(uvicorn.Config(app.application(shelf), port=0, log_level="warning"))
+            thread = threading.Thread(target=server.run, daemon=True)
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            server.should_exit = True
+            thread.join(timeout=20)
+
+    return serve
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens an address in a browser window of its own; fails if the page asks another host, or its scripts fail."""
+    contexts, wrong = [], []
+
+    def open_page(address, tab=None, width=1280, height=900):
+        context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=width < 600)
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        own = (f"{address}/", "data:", "blob:")
+        context.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+        page = context.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address)
+        if tab is not None:
+            page.get_by_role("tab", name=tab).click()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong

@@ -13,16 +13,10 @@ from unmask import figures, models
 from unmask.cli import main
 from unmask.data.decode import Preprocess
 from unmask.data.sources import open_source
+from unmask.evaluate.attention import holding, last_attention, main_object, pooling_weights
 from unmask.models import interop
 from unmask.models.vit import ViT
-from unmask.verbs.attend import (
-    attention_picture,
-    holding,
-    last_attention,
-    main_object,
-    pooling_picture,
-    pooling_weights,
-)
+from unmask.verbs.attend import attention_picture, pooling_picture
 
 TINY = {"image_size": (16, 16), "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
 

@@ -71,6 +71,7 @@ VERBS = {
     "embed": ("embed", "Embed", "embed", "one vector an image, to a table"),
     "export": ("export", "Export", "export", "the encoder for timm, Hugging Face, facebookresearch/mae or ONNX"),
     "report": ("report", "Report", "rewrite", "write the page of a run anew"),
+    "ui": ("ui", "Ui", "ui", "runs, reconstructions, attention, neighbours and studies, in the browser"),
     "study simulate": ("study", "Simulate", "write_simulated", "flakes whose knappers are known, as images and tables"),
     "study audit": ("study", "Audit", "audit", "what the data of a study cannot answer"),
     "study run": ("study", "Run", "run", "whether assemblages differ by their knappers' skill, and what that rests on"),

@@ -49,6 +49,15 @@ class Batch:
     """What each pixel of the first view is, (B, H, W) int64; None where the loader has no maps."""
 
 
+def centred(image: Tensor, preprocess: Preprocess, size: tuple[int, int]) -> Tensor:
+    """What an encoder sees of one image (C, H, W): its largest centred box, (channels, *size) float32, normalised.
+    UnreadableImage if its channels cannot be converted."""
+    view = View(size, crop_scale=None, flip=0.0)
+    image = preprocess.prepare(image, size[1] / size[0])
+    box = view.draw(torch.zeros(1, dtype=torch.int64), torch.tensor([image.shape[1]]), torch.tensor([image.shape[2]]))
+    return preprocess.normalise(view.render(image, box[0]))
+
+
 class Maps(Protocol):
     """What each pixel of each image of a source is."""
 

@@ -168,25 +168,27 @@ class MAE(Method):
 
     # Masking (section 3, "Masking"; figure 6)
 
-    def sample(self, seeds: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Indices of the visible patches (B, K) and of the hidden ones (B, M), from sample seeds (B,)."""
+    def sample(self, seeds: Tensor, grid: tuple[int, int], settings: Settings | None = None) -> tuple[Tensor, Tensor]:
+        """Indices of the visible patches (B, K) and of the hidden ones (B, M), from sample seeds (B,); settings: others than
+        those that it trains with."""
+        settings = settings or self.settings
         rows, columns = grid
         N = rows * columns
         order = uniform(seeds, N, MASK_STREAM)  # the first K in this order stay visible
-        visible = int(N * (1 - self.settings.mask_ratio))
-        if self.settings.masking == "grid":
-            stride = round((1 - self.settings.mask_ratio) ** -0.5)
-            if stride < 2 or abs(1 - stride**-2 - self.settings.mask_ratio) > 0.01:
+        visible = int(N * (1 - settings.mask_ratio))
+        if settings.masking == "grid":
+            stride = round((1 - settings.mask_ratio) ** -0.5)
+            if stride < 2 or abs(1 - stride**-2 - settings.mask_ratio) > 0.01:
                 raise BadInput("--masking grid keeps one patch of 4, 9, 16, …: use --mask-ratio 0.75, 0.889 or 0.9375")
             patch = torch.arange(N, device=seeds.device)
             on_lattice = (patch // columns % stride == 0) & (patch % columns % stride == 0)
             visible = -(-rows // stride) * -(-columns // stride)
             order = order + ~on_lattice
-        elif self.settings.masking == "block":
+        elif settings.masking == "block":
             order = order - block_rank(seeds, grid, hidden=N - visible)
         if not 0 < visible < N:
             raise BadInput(
-                f"--mask-ratio {self.settings.mask_ratio} of {N} patches leaves {visible} to see: "
+                f"--mask-ratio {settings.mask_ratio} of {N} patches leaves {visible} to see: "
                 "change it, or choose a larger --image-size or smaller patches"
             )
         order = order.argsort(dim=1, stable=True)

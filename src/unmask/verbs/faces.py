@@ -12,8 +12,8 @@ from unmask.data.decode import UnreadableImage, decode
 from unmask.debitage import look, pictures
 from unmask.debitage.classify import Folds
 from unmask.debitage.study import Frame, Study
+from unmask.evaluate.attention import last_attention
 from unmask.models.vit import ViT
-from unmask.verbs.attend import last_attention
 from unmask.verbs.load import load_classifier
 from unmask.verbs.reconstruct import rendered
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from unmask import figures
-from unmask.data.augment import View, sample_seeds
+from unmask.data.augment import sample_seeds
 from unmask.data.decode import Preprocess, UnreadableImage, decode
+from unmask.data.loader import centred
 from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.layers import patchify, take, unpatchify
@@ -72,15 +73,12 @@ def reconstruct(settings: Reconstruct) -> Path:
 def rendered(names: Sequence[str], preprocess: Preprocess, size: tuple[int, int]) -> Tensor:
     """The images called so, (B, C, *size), normalised: of each the largest centred box. BadInput for one that cannot be
     read."""
-    view = View(size, crop_scale=None, flip=0.0)
-    seeds, images = torch.zeros(1, dtype=torch.int64), []
+    images = []
     for name, image in read(names):
         try:
-            image = preprocess.prepare(image, size[1] / size[0])
+            images.append(centred(image, preprocess, size))
         except UnreadableImage as error:
             raise BadInput(f"{name}: {error}") from None
-        box = view.draw(seeds, torch.tensor([image.shape[1]]), torch.tensor([image.shape[2]]))
-        images.append(preprocess.normalise(view.render(image, box[0])))
     return torch.stack(images)
 
 

@@ -132,7 +132,8 @@ def serve(shelf: Shelf, host: str, port: int) -> None:
             console.print(f"[bold]{where}[/] shows {counted(shelf)}; Ctrl-C ends it", soft_wrap=True)
             if not loopback:
                 console.print("[yellow]warning[/] anybody on the network who reaches this address sees runs and images")
-            server.run(sockets=[listening])
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn has closed all, then passes the signal on
+                server.run(sockets=[listening])
 
 
 def counted(shelf: Shelf) -> str:

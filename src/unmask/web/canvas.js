@@ -6,11 +6,13 @@ function show() {
   const holder = element.querySelector(".canvas");
   if (!holder || !told) return;
   if (canvas.parentNode !== holder) holder.replaceChildren(canvas);
-  canvas.setAttribute("aria-label", told.alt);
   canvas.setAttribute("role", "img");
-  canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight;
-  const pen = canvas.getContext("2d"), W = canvas.width, H = canvas.height;
-  pen.drawImage(picture, 0, 0);
+  canvas.setAttribute("aria-label", told.alt);
+  const larger = Math.max(1, Math.round(640 / picture.naturalWidth));  // lines between patches are finer than pixels
+  const W = canvas.width = larger * picture.naturalWidth, H = canvas.height = larger * picture.naturalHeight;
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(picture, 0, 0, W, H);
   if (told.grid) {
     const [rows, columns] = told.grid, h = H / rows, w = W / columns;
     pen.fillStyle = "rgb(128,128,128)";

@@ -1,4 +1,4 @@
-"""Curves of several runs in one figure a quantity: inline SVG, which a phone shows as sharp as a screen, in the page's colours."""
+"""Curves of several runs in one figure a quantity: inline SVG, as sharp on a phone as on a screen, in the page's colours."""
 
 import math
 from collections.abc import Sequence

@@ -378,19 +378,18 @@ def scores(there: Sequence[tuple[str, Record]]) -> str:
     ]
     rows.append(("the commonest class", [at(run.probe, "majority") for _, run in there], False))
     rows.append(("on test images", [at(run.result, "test") for _, run in there], True))
-    shown = [
-        f"<tr{' class=own' * own}><th>{name}</th>{''.join(score(each, colour) for each, (colour, _) in zip(found, there, strict=True))}</tr>"
-        for name, found, own in rows
-        if any(number(each, "accuracy") is not None for each in found)
-    ]
+    shown = ""
+    for name, found, own in rows:
+        if any(number(each, "accuracy") is not None for each in found):
+            cells = "".join(score(each, colour) for each, (colour, _) in zip(found, there, strict=True))
+            shown += f"<tr{' class=own' * own}><th>{name}</th>{cells}</tr>"
     if not shown:
         return ""
-    sizes = sorted({f"{run.probe['test']:,}" for _, run in there if isinstance(at(run.probe, "test"), int)})
+    sizes = sorted({f"{size:,.0f}" for _, run in there if (size := number(run.probe, "test")) is not None})
     note = "Accuracy with its 95% interval" + (f", on {' or '.join(sizes)} test images" if sizes else "")
-    return (
-        f'<section><h3>What they are worth</h3><p class="note">{note}. Runs that were judged on other images, or by other '
-        f'classes, cannot be compared.</p><div class="cells beside"><table>{columns(there)}{"".join(shown)}</table></div></section>'
-    )
+    note += ". Runs that were judged on other images, or by other classes, cannot be compared."
+    table = f'<div class="cells beside"><table>{columns(there)}{shown}</table></div>'
+    return f'<section><h3>What they are worth</h3><p class="note">{note}</p>{table}</section>'
 
 
 def score(found: Any, colour: str) -> str:

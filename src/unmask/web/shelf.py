@@ -3,6 +3,7 @@ never becomes a path."""
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,12 @@ from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.methods.mae import MAE
 from unmask.models import Encoder
+from unmask.training.run import Run
 
 DEPTH = 3
 """How far below a folder runs are looked for."""
+FRESH = 2.0
+"""Seconds for which what was found there stands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +38,7 @@ class Shelf:
 
     def folders(self) -> dict[str, Path]:
         """Every folder with a settings.yaml, the newest first: runs and studies, as they are now."""
-        found: dict[str, Path] = {}
-        for root in self.roots:
-            for path in _with_settings(root, DEPTH):
-                inside = path.relative_to(root).as_posix()
-                name = inside if len(self.roots) == 1 and inside != "." else (root / inside).resolve().name
-                while name in found:  # the same name below another root
-                    name = f"{name}′"
-                found[name] = path
-        return dict(sorted(found.items(), key=lambda each: -(each[1] / "settings.yaml").stat().st_mtime))
+        return _folders(self.roots, int(time.monotonic() / FRESH))
 
     def studies(self) -> dict[str, Path]:
         """Folders that `unmask study run` wrote."""
@@ -56,7 +52,13 @@ class Shelf:
     def encoders(self) -> dict[str, Path]:
         """Runs that have an encoder by now, and encoders from elsewhere."""
         trained = {name: path for name, path in self.runs().items() if (path / "encoder" / "config.json").is_file()}
-        return trained | {root.name: root for root in self.roots if not any(_with_settings(root, DEPTH)) and _foreign(root)}
+        return trained | {
+            root.name: root for root in self.roots if not any(_with_settings(root, DEPTH)) and _foreign(root)
+        }
+
+    def autoencoders(self) -> dict[str, Path]:
+        """Of these the masked autoencoders of pixels, and what may be one."""
+        return {name: path for name, path in self.encoders().items() if _reconstructs(path)}
 
     def encoder(self, name: str) -> tuple[Encoder, Preprocess]:
         """The encoder called so. BadInput where there is none, or it cannot be read."""
@@ -64,7 +66,7 @@ class Shelf:
 
     def autoencoder(self, name: str) -> tuple[MAE, Preprocess]:
         """The masked autoencoder called so. BadInput where there is none, or it cannot be read."""
-        return self._opened(self.load_mae, self._named(self.encoders(), name))
+        return self._opened(self.load_mae, self._named(self.autoencoders(), name))
 
     def run(self, name: str) -> Path:
         """The folder of the run called so. BadInput where there is none."""
@@ -84,9 +86,23 @@ class Shelf:
         return there[name]
 
     def _opened(self, load: Callable, path: Path) -> Any:
-        newest = max((each.stat().st_mtime_ns for each in (path, *path.glob("encoder/*"), *path.glob("checkpoints/*"))))
+        newest = max(each.stat().st_mtime_ns for each in (path, *path.glob("encoder/*"), *path.glob("checkpoints/*")))
         with self.lock:  # two who ask at once open it once
             return _open(load, path, newest)
+
+
+@functools.lru_cache(maxsize=4)
+def _folders(roots: tuple[Path, ...], now: int) -> dict[str, Path]:
+    """Every folder with a settings.yaml by its name, the newest first; `now`, so that it is looked for anew after a while."""
+    found: dict[str, Path] = {}
+    for root in roots:
+        for path in _with_settings(root, DEPTH):
+            inside = path.relative_to(root).as_posix()
+            name = inside if len(roots) == 1 and inside != "." else (root / inside).resolve().name
+            while name in found:  # the same name below another root
+                name = f"{name}′"
+            found[name] = path
+    return dict(sorted(found.items(), key=lambda each: -(each[1] / "settings.yaml").stat().st_mtime))
 
 
 @functools.lru_cache(maxsize=6)
@@ -108,3 +124,12 @@ def _with_settings(root: Path, depth: int) -> list[Path]:
 def _foreign(root: Path) -> bool:
     """Whether it may be an encoder from elsewhere: a file, or a folder with a config.json."""
     return root.is_file() or (root / "config.json").is_file()
+
+
+@functools.lru_cache(maxsize=1024)
+def _reconstructs(path: Path) -> bool:
+    """Whether it is a run of MAE on pixels, or an encoder from elsewhere, which may be one."""
+    if not (path / "settings.yaml").is_file():
+        return True
+    settings = Run(path).settings
+    return settings.get("method") == "mae" and (settings.get("method_settings") or {}).get("target") != "tokens"

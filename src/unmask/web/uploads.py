@@ -26,7 +26,9 @@ def opened(path: str | Path) -> Tensor:
             raise BadInput(f"{path.name} is larger than {MOST_BYTES // 2**20} MiB: make it smaller")
         _, height, width, _ = size_of(path)
         if height * width > MOST_PIXELS:
-            raise BadInput(f"{path.name} has {height * width / 1e6:.0f} megapixels, {MOST_PIXELS / 1e6:.0f} at most: shrink it")
+            raise BadInput(
+                f"{path.name} has {height * width / 1e6:.0f} megapixels, {MOST_PIXELS / 1e6:.0f} at most: shrink it"
+            )
         return decode(path)
     except (UnreadableImage, OSError) as error:
         raise BadInput(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None

@@ -1,0 +1,132 @@
+"""Choosing an encoder, and an image for it: a sample of a collection, or one's own."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from torch import Tensor
+
+from unmask.data.decode import SUFFIXES, Preprocess, UnreadableImage
+from unmask.data.loader import centred
+from unmask.data.source import Source
+from unmask.errors import BadInput
+from unmask.web.canvas import Strip, png, strip
+from unmask.web.shelf import Shelf
+from unmask.web.uploads import MOST_BYTES, MOST_PIXELS, opened, told
+
+SHOWN = 12
+"""Samples at a time."""
+SIDE = 64
+"""Height and width of a sample in the strip, in pixels."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image that a visitor chose. Only handlers of the page make one: no path of it comes from a browser."""
+
+    collection: str = ""
+    number: int = 0
+    """Of the image in its collection."""
+    upload: Path | None = None
+    """The file, if it was uploaded."""
+
+    def image(self, shelf: Shelf) -> Tensor:
+        """Its pixels (C, H, W). BadInput or UnreadableImage if they cannot be had."""
+        return opened(self.upload) if self.upload else shelf.collection(self.collection).image(self.number)
+
+    def words(self, shelf: Shelf) -> str:
+        """What it is called, and its label."""
+        if self.upload:
+            return self.upload.name
+        known = shelf.collection(self.collection).table.iloc[self.number]
+        return " · ".join(str(known[column]) for column in ("path", "label") if known.get(column) is not None)
+
+
+@functools.lru_cache(maxsize=64)
+def seen(shelf: Shelf, chosen: Chosen, preprocess: Preprocess, size: tuple[int, int]) -> Tensor:
+    """What an encoder sees of an image that was chosen, (1, C, *size) normalised; not to be written to. BadInput or
+    UnreadableImage if it cannot be had."""
+    return centred(chosen.image(shelf), preprocess, size)[None]
+
+
+class Chooser:
+    """The components by which an encoder and an image are chosen, and what is chosen."""
+
+    run: gr.Dropdown
+    """The encoder's name on the shelf."""
+    chosen: gr.State
+    """A `Chosen`, or None."""
+
+    def __init__(self, shelf: Shelf, page: gr.Blocks, names: Callable[[], Sequence[str]]):
+        """names: which encoders can be chosen, as they are now."""
+        there = list(names())
+        with gr.Row():
+            self.run = gr.Dropdown(there, value=there[0] if there else None, label="Encoder", filterable=True)
+            collection = gr.Dropdown(list(shelf.collections), label="Samples of", filterable=True)
+        samples = Strip()
+        with gr.Row(equal_height=True):
+            more = gr.Button("Other samples", size="sm")
+            upload = gr.UploadButton(
+                "Your own image", file_types=sorted(SUFFIXES), type="filepath", size="sm", variant="primary"
+            )
+        gr.HTML(
+            f'<p class="note">JPEG, PNG, WebP, BMP, GIF and TIFF of at most {MOST_BYTES // 2**20} MiB and '
+            f"{MOST_PIXELS // 1_000_000} megapixels, 1 to 16 bits, any number of channels that the encoder takes. It stays on "
+            "this machine and is deleted when the page ends.</p>"
+        )
+        self.chosen = gr.State(None)
+        turn, numbers = gr.State(0), gr.State([])
+
+        @told
+        def look(run: str | None, name: str, turn: int, chosen: Chosen | None) -> tuple[Any, ...]:
+            if not run:
+                return "", [], chosen
+            source, (_, preprocess) = shelf.collection(name), shelf.encoder(run)
+            found = shown(source, preprocess, turn)
+            if not found:
+                raise BadInput(f"no sample of {name} can be shown to {run}, which takes {preprocess.channels} channels")
+            if chosen is None or (chosen.upload is None and chosen.collection != name):
+                chosen = Chosen(name, max(found, key=lambda number: float(found[number].std())))  # not a blank one
+            paths = source.table["path"]
+            return strip([(str(paths.iat[i]), png(small)) for i, small in found.items()]), list(found), chosen
+
+        outputs = [samples, numbers, self.chosen]
+        given = [self.run, collection, turn, self.chosen]
+        gr.on([self.run.change, collection.change, page.load], look, given, outputs, show_progress="hidden")
+        more.click(lambda turn: turn + 1, turn, turn).then(look, given, outputs, show_progress="hidden")
+        page.load(lambda: gr.update(choices=list(names())), outputs=self.run)
+
+        @told
+        def pick(name: str, numbers: list[int], event: gr.EventData) -> Chosen:
+            index = event.index  # from a browser: anything
+            if not isinstance(index, int) or not 0 <= index < len(numbers):
+                raise BadInput("there is no such sample: load the page anew")
+            return Chosen(name, numbers[index])
+
+        samples.picked(pick, [collection, numbers], self.chosen)
+
+        @told
+        def take(path: str) -> Chosen:
+            opened(path)  # what cannot be opened leaves all as it is
+            return Chosen(upload=Path(path))
+
+        upload.upload(take, upload, self.chosen)
+
+
+def shown(source: Source, preprocess: Preprocess, turn: int) -> dict[int, Tensor]:
+    """Samples of a source by their number, small (C, SIDE, SIDE) in [0, 1]: other ones at each turn, always the same at one. What
+    cannot be shown is left out."""
+    order, found = np.random.default_rng(0).permutation(len(source)), {}
+    for number in np.roll(order, -turn * SHOWN)[: 4 * SHOWN].tolist():
+        try:
+            pixels = source.shrunk(number, lambda h, w: min(h, w) / SIDE).pixels
+            found[number] = preprocess.denormalise(centred(pixels, preprocess, (SIDE, SIDE)))
+        except UnreadableImage:
+            continue
+        if len(found) == SHOWN:
+            break
+    return found
