@@ -77,8 +77,8 @@ def panel(
     )
     said = f"{title}: " + ", ".join(f"{curve.name} {curve.y[-1]:.3g}" for curve in drawn if not curve.dashed)
     return (
-        f'<figure class="curve"><figcaption><b>{text(title)}</b><span class="ends">{ends}</span>'
-        f"<small>{text(hint)}</small></figcaption>"
+        f'<figure class="curve"><figcaption><b>{text(title)}</b><small>{text(hint)}</small>'
+        f'<span class="ends">{ends}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(said)}">{"".join(lines)}</svg></figure>'
     )
 

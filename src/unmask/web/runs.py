@@ -316,8 +316,10 @@ def curves_of(there: Sequence[tuple[str, Record]], unit: str, log: bool) -> str:
 
     own, uninformed = lines("loss"), lines("uninformed", dashed=True)
     shares = lines("ratio")
-    first = max((curve.x[0] for curve in shares if len(curve.x)), default=0.0)
-    last = max((curve.x[-1] for curve in shares if len(curve.x)), default=0.0)
+    ends = [(curve.x[0], curve.x[-1]) for curve in shares if len(curve.x)]
+    if not ends:
+        return ""
+    first, last = (max(end) for end in zip(*ends, strict=True))
     nothing = Curve(
         "a model that learnt nothing", np.array([first if log else 0.0, last]), np.ones(2), VERMILION, dashed=True
     )
@@ -333,8 +335,7 @@ def curves_of(there: Sequence[tuple[str, Record]], unit: str, log: bool) -> str:
         of_it = lines(key)
         floor = 0.0 if key in FROM_ZERO else None
         drawn.append(panel(title, hint, of_it, unit, log, key in LOGARITHMIC and wide(of_it), floor))
-    shown = "".join(drawn)
-    return f'{legend(there)}<div class="curves">{shown}</div>' if shown else ""
+    return f'{legend(there)}<div class="curves">{"".join(drawn)}</div>'
 
 
 def points(run: Record, key: str, unit: str) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def answered(folder: Path) -> str:
     verdict, title = words(result, "verdict"), words(result, "title")
     colour, sign = COLOURS.get(verdict, ("warn", "!"))
     unit = words(result, "question", "unit") or "unit"
-    counts = [("particles", "particles"), ("assemblages", "assemblages"), ("units", f"of {unit}")]
+    counts = [("particles", "particles"), ("assemblages", "assemblages"), ("units", f"units ({unit})")]
     sizes = " · ".join(f"{value:,.0f} {noun}" for key, noun in counts if (value := number(result, key)) is not None)
     parts = [
         f"<h3>{text(title)}</h3>" if title else "",
