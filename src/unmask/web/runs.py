@@ -1,6 +1,7 @@
 """The tab Runs: all of them in a table, up to six beside each other, and those that train now as they go."""
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from unmask import report
 from unmask.figures import PANELS, SERIES, VERMILION
+from unmask.methods import METHODS
 from unmask.report import BANNERS, FEATURES, PROBES, duration, interval, text
 from unmask.training import health
 from unmask.web import canvas, pages
@@ -48,16 +50,14 @@ Places = list[str | None]
 """Names of the runs that are chosen; the place gives the colour, and a run that is taken away leaves its own free."""
 
 
-class Picks(gr.HTML):
-    """A table of runs to choose up to six from: `chosen` with event data {"places": Places}. Its value is what `listed` gives."""
-
-    def __init__(self, **options: Any):
-        template = (
-            '<div class="picks"><p><input type="search" aria-label="Filter the runs" '
-            'placeholder="Filter: a name, a method, a verdict …"> <span class="count" role="status"></span></p>'
-            '<div class="cells"></div></div>'
-        )
-        super().__init__(value="", html_template=template, js_on_load=JS, apply_default_css=False, **options)
+def picks_of(**options: Any) -> gr.HTML:
+    """A table of runs to choose up to six from: `chosen` with event data {"places": Places}. Its value is what `dump` gives."""
+    template = (
+        '<div class="picks"><p><input type="search" aria-label="Filter the runs" '
+        'placeholder="Filter: a name, a method, a verdict …"> <span class="count" role="status"></span></p>'
+        '<div class="cells"></div></div>'
+    )
+    return gr.HTML(value="", html_template=template, js_on_load=JS, apply_default_css=False, **options)
 
 
 def tab(shelf: Shelf, page: gr.Blocks) -> None:
@@ -67,7 +67,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         "their settings. Runs that train now are followed while they do.</p>"
     )
     places, seen, side, rows = gr.State([]), gr.State(()), gr.State(()), gr.State(())
-    picks = Picks(elem_id="runs-table")
+    picks = picks_of(elem_id="runs-table")
     verdicts = gr.HTML(elem_id="runs-verdicts")
     with gr.Row(visible=False) as along:
         unit = gr.Radio(UNITS, value="steps", label="Curves along", elem_id="runs-unit", scale=2)
@@ -192,7 +192,7 @@ def listed(shelf: Shelf) -> str:
 
 
 def dump(table: str, places: Places | None = None) -> str:
-    """The value of Picks."""
+    """The value of the table to choose from."""
     return json.dumps({"table": table, "colours": SERIES, "places": places})
 
 
@@ -279,17 +279,19 @@ def card(colour: str, run: Record) -> str:
     for judged in (run.probe, run.test):
         parts += [f"<p>{text(words(judged, key))}</p>" for key in ("sentence", "warning") if words(judged, key)]
     if run.state == "stopped":
-        command = words(run.settings, "command")
-        way = (
-            f"<pre>{text(command)} --resume</pre>"
-            if command.startswith("unmask ")
-            else "the same call with <code>resume</code>"
-        )
-        parts.append(f'<p class="note">Stopped at step {run.step:,}{of(run)}. To go on: {way}</p>')
+        parts.append(f'<p class="note">Stopped at step {run.step:,}{of(run)}. To go on: {resuming(run)}</p>')
     parts += [f'<p class="note">{text(line)}</p>' for line in run.trouble]
     if stamp(run.path / "report.html"):
         parts.append(f'<p><a href="{pages.address(run.name)}" target="_blank" rel="noopener">its report</a></p>')
     return f'<article class="card">{"".join(parts)}</article>'
+
+
+def resuming(run: Record) -> str:
+    """What goes on with it."""
+    command = words(run.settings, "command")
+    if run.method in METHODS:
+        return f"<pre>unmask pretrain {run.method} --out {text(shlex.quote(str(run.path)))} --resume</pre>"
+    return f"<pre>{text(command)} --resume</pre>" if command.startswith("unmask ") else "the same call with resume"
 
 
 def of(run: Record) -> str:

@@ -18,13 +18,11 @@ COLOURS = {"these data cannot answer": ("bad", "✗"), "a difference": ("good", 
 """Of verdicts; of no difference that was found, amber."""
 
 
-class Report(gr.HTML):
+def frame(**options: Any) -> gr.HTML:
     """A report in a frame as tall as it is; its value is what `framed` gives."""
-
-    def __init__(self, **options: Any):
-        super().__init__(
-            value="", html_template='<div class="framed"></div>', js_on_load=JS, apply_default_css=False, **options
-        )
+    return gr.HTML(
+        value="", html_template='<div class="framed"></div>', js_on_load=JS, apply_default_css=False, **options
+    )
 
 
 def tab(shelf: Shelf, page: gr.Blocks) -> None:
@@ -35,7 +33,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     )
     which = gr.Dropdown([], label="Study", elem_id="study-which", visible=False)
     answer = gr.HTML(elem_id="study-answer")
-    report = Report(elem_id="study-report")
+    report = frame(elem_id="study-report")
     again = gr.Button("Look again", size="sm", elem_id="study-again")
 
     @told
@@ -67,7 +65,7 @@ def missing(shelf: Shelf) -> str:
 
 
 def framed(name: str, folder: Path) -> str:
-    """The value of Report: nothing where there is no report yet."""
+    """The value of the frame: nothing where there is no report yet."""
     written = stamp(folder / "report.html")
     if written is None:
         return ""
