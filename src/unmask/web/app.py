@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from unmask.errors import BadInput
 from unmask.training.engine import console
-from unmask.web import attention, reconstruct
+from unmask.web import attention, pages, reconstruct, runs, study
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import receive
 
@@ -45,7 +45,7 @@ THEME = gr.themes.Base(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab}
+TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab, "Runs": runs.tab, "Study": study.tab}
 
 
 def page(shelf: Shelf) -> gr.Blocks:
@@ -59,7 +59,7 @@ def page(shelf: Shelf) -> gr.Blocks:
 
 
 ALLOWED = re.compile(
-    r"/(|config|theme\.css|upload|(assets|static|svelte)/.*|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/\w+))"
+    r"/(|config|theme\.css|upload|report/.*|(assets|static|svelte)/.*|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/\w+))"
 )
 """What the page asks for. Gradio has more doors, for files, uploads and other servers, which stay shut."""
 MOST_ASKED = 2**20
@@ -148,6 +148,7 @@ def application(shelf: Shelf, loopback: bool = True) -> Guarded:
     """The page as an ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     receive(app, shelf.uploads)
+    pages.routes(app, shelf)
     app = gr.mount_gradio_app(
         app,
         page(shelf),
