@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from unmask.errors import BadInput
 from unmask.training.engine import console
-from unmask.web import attention, reconstruct
+from unmask.web import attention, map, neighbours, reconstruct
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import MOST_BYTES
 
@@ -43,7 +43,12 @@ THEME = gr.themes.Base(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab}
+TABS = {
+    "Reconstruct": reconstruct.tab,
+    "Attention": attention.tab,
+    "Neighbours": neighbours.tab,
+    "Map": map.tab,
+}
 
 
 def page(shelf: Shelf) -> gr.Blocks:
