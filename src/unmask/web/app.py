@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from unmask.errors import BadInput
 from unmask.training.engine import console
-from unmask.web import attention, pages, reconstruct, runs, study
+from unmask.web import attention, map, neighbours, pages, reconstruct, runs, study
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import receive
 
@@ -45,7 +45,14 @@ THEME = gr.themes.Base(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab, "Runs": runs.tab, "Study": study.tab}
+TABS = {
+    "Reconstruct": reconstruct.tab,
+    "Attention": attention.tab,
+    "Neighbours": neighbours.tab,
+    "Map": map.tab,
+    "Runs": runs.tab,
+    "Study": study.tab,
+}
 
 
 def page(shelf: Shelf) -> gr.Blocks:

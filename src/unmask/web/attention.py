@@ -11,7 +11,7 @@ from unmask.errors import BadInput
 from unmask.evaluate.attention import MASS, attention, holding, last_attention, main_object, pooling_weights
 from unmask.models.compact import CCT
 from unmask.models.vit import ViT
-from unmask.web.canvas import Canvas, drawn, png, tiles
+from unmask.web.canvas import canvas, drawn, png, tiles
 from unmask.web.samples import Chooser, Chosen, seen
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import told
@@ -35,7 +35,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             times = gr.Radio([1, 2, 4], value=1, label="Size of the image, times that of training: finer maps")
             whole = gr.Button("From the whole image", size="sm")
         with gr.Column(scale=4, min_width=300):
-            canvas = Canvas(elem_id="look")
+            picture = canvas(elem_id="look")
         with gr.Column(scale=4, min_width=300):
             looks = gr.HTML("" if shelf.encoders() else EMPTY, elem_id="looks")
     place = gr.State(None)
@@ -61,8 +61,8 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             x, y = place
             row, column = int(y * rows), int(x * columns)
             mark, patch = (column / columns, row / rows, 1 / columns, 1 / rows), row * columns + column
-        picture = drawn(png(image), "the image; click a patch", grid if isinstance(encoder, ViT) else None, mark=mark)
-        return picture, show(encoder, images, image, mass, patch)
+        clicked = drawn(png(image), "the image; click a patch", grid if isinstance(encoder, ViT) else None, mark=mark)
+        return clicked, show(encoder, images, image, mass, patch)
 
     @told
     def touch(event: gr.EventData) -> tuple[float, float]:
@@ -71,9 +71,9 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             raise BadInput("that is outside of the picture")
         return x, y
 
-    quick: dict[str, Any] = {"outputs": [canvas, looks], "show_progress": "hidden", "trigger_mode": "always_last"}
+    quick: dict[str, Any] = {"outputs": [picture, looks], "show_progress": "hidden", "trigger_mode": "always_last"}
     gr.on([mass.input, times.change, place.change, chooser.chosen.change, chooser.run.change], draw, given, **quick)
-    canvas.touched(touch, None, place, show_progress="hidden", trigger_mode="multiple")
+    picture.touched(touch, None, place, show_progress="hidden", trigger_mode="multiple")
     whole.click(lambda: None, None, place, show_progress="hidden")
 
 

@@ -14,7 +14,7 @@ from unmask.data.decode import Preprocess
 from unmask.errors import BadInput
 from unmask.layers import patchify, take, unpatchify
 from unmask.methods.mae import MAE, Settings
-from unmask.web.canvas import Canvas, drawn, png, tiles
+from unmask.web.canvas import canvas, drawn, png, tiles
 from unmask.web.samples import Chooser, Chosen, seen
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import told
@@ -39,7 +39,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             masking = gr.Radio(MASKINGS, value="random", label="How they are chosen")
             again = gr.Button("Another mask", size="sm")
         with gr.Column(scale=4, min_width=300):
-            canvas = Canvas(elem_id="paint")
+            picture = canvas(elem_id="paint")
         with gr.Column(scale=4, min_width=300):
             painted = gr.HTML("" if shelf.autoencoders() else empty(shelf), elem_id="painted")
     seed = gr.State(0)
@@ -63,12 +63,12 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         rows, columns = method.encoder.grid_for(method.encoder.image_size)
         return show(method, images, preprocess, kept(event.hidden, rows * columns)[None])
 
-    quick: dict[str, Any] = {"outputs": [canvas, painted], "show_progress": "hidden", "trigger_mode": "always_last"}
+    quick: dict[str, Any] = {"outputs": [picture, painted], "show_progress": "hidden", "trigger_mode": "always_last"}
     ratio.input(draw, given, **quick)
     gr.on([masking.change, chooser.chosen.change, seed.change], draw, given, **quick)
     again.click(lambda seed: seed + 1, seed, seed, show_progress="hidden")
     chooser.run.change(draw, given, **quick)
-    canvas.painted(paint, given[:2], [canvas, painted], show_progress="hidden", trigger_mode="multiple")
+    picture.painted(paint, given[:2], [picture, painted], show_progress="hidden", trigger_mode="multiple")
 
 
 def looked_at(shelf: Shelf, run: str, chosen: Chosen) -> tuple[MAE, Tensor, Preprocess]:
@@ -86,17 +86,17 @@ def kept(hidden: Any, patches: int) -> Tensor:
 
 @torch.inference_mode()
 def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor) -> tuple[str, str]:
-    """The value of a Canvas with an image (1, C, H, W), normalised, and its hidden patches, all but those at `keep` (1, K); and
+    """The value of a canvas with an image (1, C, H, W), normalised, and its hidden patches, all but those at `keep` (1, K); and
     HTML of what is painted there: the original, the reconstruction, that with what was seen pasted over it, the difference."""
     P, (H, W) = method.encoder.patch_size, images.shape[2:]
     original = preprocess.denormalise(images)[0]
     N = H * W // P**2
     hidden = sorted({*range(N)} - {*keep[0].tolist()})
-    canvas = drawn(png(original), "the image with its hidden patches in grey", (H // P, W // P), hidden)
+    masked = drawn(png(original), "the image with its hidden patches in grey", (H // P, W // P), hidden)
     if not hidden:
-        return canvas, '<p class="note">Nothing is hidden: draw on the picture, or slide the ratio.</p>'
+        return masked, '<p class="note">Nothing is hidden: draw on the picture, or slide the ratio.</p>'
     if len(hidden) == N:
-        return canvas, '<p class="note">Everything is hidden: begin a stroke on a grey patch to show it again.</p>'
+        return masked, '<p class="note">Everything is hidden: begin a stroke on a grey patch to show it again.</p>'
     patches = patchify(images, P)  # (1, N, P*P*C)
     painted = method.reconstruct(images, keep)
     visible = keep[..., None].expand(-1, -1, patches.shape[2])
@@ -118,7 +118,7 @@ def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor) -> t
         ),
         words,
     )
-    return canvas, shown
+    return masked, shown
 
 
 def empty(shelf: Shelf) -> str:

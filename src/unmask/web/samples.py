@@ -13,7 +13,7 @@ from unmask.data.decode import SUFFIXES, Preprocess, UnreadableImage
 from unmask.data.loader import centred
 from unmask.data.source import Source
 from unmask.errors import BadInput
-from unmask.web.canvas import Drop, Strip, png, strip
+from unmask.web.canvas import dropzone, picker, png, strip
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import MOST_BYTES, MOST_PIXELS, told
 
@@ -52,6 +52,15 @@ def seen(shelf: Shelf, chosen: Chosen, preprocess: Preprocess, size: tuple[int, 
     return centred(chosen.image(shelf), preprocess, size)[None]
 
 
+def image_drop() -> gr.HTML:
+    """Where an image of one's own is dropped."""
+    words = (
+        f"Drop an image of your own, or click: JPEG, PNG, WebP, BMP, GIF or TIFF, at most {MOST_BYTES // 2**20} MiB and "
+        f"{MOST_PIXELS // 1_000_000} megapixels. It stays in this machine's memory."
+    )
+    return dropzone(words, sorted(SUFFIXES))
+
+
 class Chooser:
     """The components by which an encoder and an image are chosen, and what is chosen."""
 
@@ -66,13 +75,9 @@ class Chooser:
         with gr.Row():
             self.run = gr.Dropdown(there, value=there[0] if there else None, label="Encoder", filterable=True)
             collection = gr.Dropdown(list(shelf.collections), label="Samples of", filterable=True)
-        samples = Strip()
+        samples = picker()
         more = gr.Button("Other samples", size="sm")
-        drop = Drop(
-            f"Drop an image of your own, or click: JPEG, PNG, WebP, BMP, GIF or TIFF, at most {MOST_BYTES // 2**20} MiB and "
-            f"{MOST_PIXELS // 1_000_000} megapixels. It stays in this machine's memory.",
-            sorted(SUFFIXES),
-        )
+        drop = image_drop()
         self.chosen = gr.State(None)
         turn, numbers = gr.State(0), gr.State([])
 
