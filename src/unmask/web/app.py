@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from unmask.errors import BadInput
 from unmask.training.engine import console
-from unmask.web import attention, map, neighbours, pages, reconstruct, runs, study
+from unmask.web import attention, maps, neighbours, pages, reconstruct, runs, study
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import receive
 
@@ -49,7 +49,7 @@ TABS = {
     "Reconstruct": reconstruct.tab,
     "Attention": attention.tab,
     "Neighbours": neighbours.tab,
-    "Map": map.tab,
+    "Map": maps.tab,
     "Runs": runs.tab,
     "Study": study.tab,
 }
@@ -142,8 +142,8 @@ def names_a_file(body: bytes) -> bool:
 
     def inside(value: Any) -> bool:
         if isinstance(value, dict):
-            return "path" in value or any(map(inside, value.values()))
-        return isinstance(value, list) and any(map(inside, value))
+            return "path" in value or any(inside(each) for each in value.values())
+        return isinstance(value, list) and any(inside(each) for each in value)
 
     try:
         return inside(json.loads(body))
