@@ -66,7 +66,7 @@ def page(shelf: Shelf) -> gr.Blocks:
 
 
 ALLOWED = re.compile(
-    r"/(|config|theme\.css|upload|report/.*|(assets|static|svelte)/.*|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/\w+))"
+    r"/(|config|theme\.css|upload|report/.*|(assets|static|svelte)/.*|gradio_api/(queue/(join|data)|run/predict|cancel|reset|startup-events|heartbeat/\w+))"
 )
 """What the page asks for. Gradio has more doors, for files, uploads and other servers, which stay shut."""
 MOST_ASKED = 2**20
