@@ -192,7 +192,8 @@ def _record(name: str, path: Path, now: str, written: tuple[Stamp, ...]) -> Reco
     trouble = [why for _, why in found if why]
     if broken:
         trouble.append(f"metrics.jsonl: {broken:,} of its lines cannot be read, and are left out")
-    return Record(name, path, *(content for content, _ in found), log, now, tuple(trouble))
+    settings, result, probe, test = (content for content, _ in found)
+    return Record(name, path, settings, result, probe, test, log, now, tuple(trouble))
 
 
 def state(path: Path, settings: dict[str, Any], result: dict[str, Any], log: Lines) -> str:
