@@ -68,7 +68,7 @@ def chromium():
     """A headless browser, or a skip that says what is missing."""
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=60_000)  # of a busy machine
+    expect.set_options(timeout=12_000)  # of a busy machine
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")

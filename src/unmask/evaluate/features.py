@@ -117,13 +117,18 @@ class Pixels(nn.Module):
 def standardise(train: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """Each dimension of vectors (N, D) with the mean 0 and the deviation 1 of the training vectors, the first; float32.
 
-    What the batch norm without affine does that MAE (He et al. 2021, A.1) puts before its linear probe. A dimension
-    that is constant but for rounding tells nothing, and is not blown up.
+    What the batch norm without affine does that MAE (He et al. 2021, A.1) puts before its linear probe.
     """
+    mean, std = scales(train)
+    return tuple(((x.double() - mean) / std).float() for x in (train, *others))
+
+
+def scales(train: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each dimension of vectors (N, D): (D,) float64 each. A dimension that is constant but for rounding
+    tells nothing, and is not blown up: its deviation counts as 1."""
     wide = train.double()
     mean, std = wide.mean(dim=0), wide.std(dim=0, correction=0)
-    std = std.where(std > 1e-7 * mean.abs(), torch.ones_like(std))
-    return tuple(((x.double() - mean) / std).float() for x in (train, *others))
+    return mean, std.where(std > 1e-7 * mean.abs(), torch.ones_like(std))
 
 
 def check(train: Tensor, train_targets: Tensor, test: Tensor, classes: int) -> None:

@@ -1,11 +1,13 @@
 """The page in the browser: its tabs, and how it is served.
 
 Nothing leaves the machine: no fonts, analytics or share links, and a content security policy that lets the browser ask nobody
-else. Uploads are limited, and lie, like all that gradio writes, in a temporary folder that is deleted at the end.
+else. Uploads are limited and stay in memory; what gradio may write lies in a temporary folder that is deleted at the end.
 """
 
 import contextlib
+import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -19,9 +21,9 @@ from fastapi import FastAPI
 
 from unmask.errors import BadInput
 from unmask.training.engine import console
-from unmask.web import attention, pages, reconstruct, runs, study
+from unmask.web import attention, maps, neighbours, pages, reconstruct, runs, study
 from unmask.web.shelf import Shelf
-from unmask.web.uploads import MOST_BYTES
+from unmask.web.uploads import receive
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 POLICY = "; ".join(
@@ -43,7 +45,14 @@ THEME = gr.themes.Base(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-TABS = {"Reconstruct": reconstruct.tab, "Attention": attention.tab, "Runs": runs.tab, "Study": study.tab}
+TABS = {
+    "Reconstruct": reconstruct.tab,
+    "Attention": attention.tab,
+    "Neighbours": neighbours.tab,
+    "Map": maps.tab,
+    "Runs": runs.tab,
+    "Study": study.tab,
+}
 
 
 def page(shelf: Shelf) -> gr.Blocks:
@@ -56,20 +65,40 @@ def page(shelf: Shelf) -> gr.Blocks:
     return blocks.queue(default_concurrency_limit=4, max_size=64, api_open=False)
 
 
+ALLOWED = re.compile(
+    r"/(|config|theme\.css|upload|report/.*|(assets|static|svelte)/.*|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/\w+))"
+)
+"""What the page asks for. Gradio has more doors, for files, uploads and other servers, which stay shut."""
+MOST_ASKED = 2**20
+"""Bytes of a question that is no upload."""
+
+
 class Guarded:
-    """An ASGI application whose answers carry the policy, and which answers only those who ask for it by its own name: a page
-    elsewhere cannot reach it by a name that it points to this machine."""
+    """An ASGI application of which only what the page needs can be asked, only by the page itself: one elsewhere cannot reach it,
+    not even by a name that it points to this machine. Answers carry the policy."""
 
     def __init__(self, app: Any, hosts: tuple[str, ...]):
+        """hosts: the names it answers to; () for any."""
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
-        if self.hosts and host not in self.hosts:
-            await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            return await send({"type": "http.response.body", "body": b"unmask: open the address that it printed\n"})
+        if scope["type"] != "http":
+            return None
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        if self.hosts and host.rsplit(":", 1)[0] not in self.hosts:
+            return await refuse(send, 421, "open the address that unmask ui printed")
+        if headers.get(b"origin", f"//{host}").split("//")[-1] != host:
+            return await refuse(send, 403, "only its own page may ask")
+        if not ALLOWED.fullmatch(scope["path"]):
+            return await refuse(send, 404, "there is no such page")
+        if scope["method"] == "POST" and scope["path"] != "/upload":
+            body = await whole_body(receive)
+            if body is None or names_a_file(body):
+                return await refuse(send, 400, "the page does not ask that")
+            receive = replayed(body, receive)
 
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -80,16 +109,58 @@ class Guarded:
         await self.app(scope, receive, guarded)
 
 
+async def refuse(send: Any, status: int, words: str) -> None:
+    """Answer with a status and a line."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": f"{words}\n".encode()})
+
+
+async def whole_body(receive: Any) -> bytes | None:
+    """The body of a request, None if it is larger than any that the page sends."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MOST_ASKED:
+            return None
+    return bytes(body)
+
+
+def replayed(body: bytes, receive: Any) -> Any:
+    """`receive` for a request whose body was read before."""
+    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def again() -> Any:
+        return next(parts, None) or await receive()
+
+    return again
+
+
+def names_a_file(body: bytes) -> bool:
+    """Whether gradio would take a part of a request for a file, and open its path or fetch its address."""
+
+    def inside(value: Any) -> bool:
+        if isinstance(value, dict):
+            return "path" in value or any(inside(each) for each in value.values())
+        return isinstance(value, list) and any(inside(each) for each in value)
+
+    try:
+        return inside(json.loads(body))
+    except (ValueError, RecursionError):
+        return True
+
+
 def application(shelf: Shelf, loopback: bool = True) -> Guarded:
     """The page as an ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    receive(app, shelf.uploads)
     pages.routes(app, shelf)
     app = gr.mount_gradio_app(
         app,
         page(shelf),
         path="",
         footer_links=[],
-        max_file_size=MOST_BYTES,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,

@@ -11,13 +11,15 @@ from unmask.errors import BadInput
 from unmask.evaluate.attention import MASS, attention, holding, last_attention, main_object, pooling_weights
 from unmask.models.compact import CCT
 from unmask.models.vit import ViT
-from unmask.web.canvas import Canvas, drawn, png, tiles
+from unmask.web.canvas import canvas, drawn, png, tiles
 from unmask.web.samples import Chooser, Chosen, seen
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import told
 
 FINEST = 4096
 """Patches of an image that are looked at, at most: a map is as large as their square."""
+
+EMPTY = '<p class="note">No encoder yet: <code>unmask quickstart</code> trains one in minutes.</p>'
 
 
 def tab(shelf: Shelf, page: gr.Blocks) -> None:
@@ -33,9 +35,9 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             times = gr.Radio([1, 2, 4], value=1, label="Size of the image, times that of training: finer maps")
             whole = gr.Button("From the whole image", size="sm")
         with gr.Column(scale=4, min_width=300):
-            canvas = Canvas(elem_id="look")
+            picture = canvas(elem_id="look")
         with gr.Column(scale=4, min_width=300):
-            looks = gr.HTML(elem_id="looks")
+            looks = gr.HTML("" if shelf.encoders() else EMPTY, elem_id="looks")
     place = gr.State(None)
     given = [chooser.run, chooser.chosen, mass, times, place]
 
@@ -44,7 +46,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         run: str | None, chosen: Chosen | None, mass: float, times: int, place: tuple[float, float] | None
     ) -> tuple[str, str]:
         if not run or chosen is None:
-            return "", '<p class="note">No encoder yet: <code>unmask quickstart</code> trains one in minutes.</p>'
+            return "", EMPTY
         encoder, preprocess = shelf.encoder(run)
         if not isinstance(encoder, ViT | CCT):
             raise BadInput(f"{run} has no attention: choose a ViT or a compact transformer")
@@ -59,8 +61,8 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             x, y = place
             row, column = int(y * rows), int(x * columns)
             mark, patch = (column / columns, row / rows, 1 / columns, 1 / rows), row * columns + column
-        picture = drawn(png(image), "the image; click a patch", grid if isinstance(encoder, ViT) else None, mark=mark)
-        return picture, show(encoder, images, image, mass, patch)
+        clicked = drawn(png(image), "the image; click a patch", grid if isinstance(encoder, ViT) else None, mark=mark)
+        return clicked, show(encoder, images, image, mass, patch)
 
     @told
     def touch(event: gr.EventData) -> tuple[float, float]:
@@ -69,9 +71,9 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             raise BadInput("that is outside of the picture")
         return x, y
 
-    quick: dict[str, Any] = {"outputs": [canvas, looks], "show_progress": "hidden", "trigger_mode": "always_last"}
+    quick: dict[str, Any] = {"outputs": [picture, looks], "show_progress": "hidden", "trigger_mode": "always_last"}
     gr.on([mass.input, times.change, place.change, chooser.chosen.change, chooser.run.change], draw, given, **quick)
-    canvas.touched(touch, None, place, show_progress="hidden")
+    picture.touched(touch, None, place, show_progress="hidden", trigger_mode="multiple")
     whole.click(lambda: None, None, place, show_progress="hidden")
 
 

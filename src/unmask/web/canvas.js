@@ -1,6 +1,7 @@
 // A picture that is painted on or touched. Strokes are shown at once, before the server answers.
 const canvas = document.createElement("canvas"), picture = new Image();
-let told = null, hidden = new Set(), erase = null;
+let told = null, hidden = new Set(), erase = null;  // erase: of the stroke that goes on, whether it shows patches
+let asked = 0, newer = false;  // one question at a time: when it was asked, 0 if answered, and whether more was painted since
 
 function show() {
   const holder = element.querySelector(".canvas");
@@ -31,10 +32,20 @@ function show() {
 
 function take() {
   if (!props.value) return;
+  const mine = told && asked && JSON.parse(props.value).paintable;
   told = JSON.parse(props.value);
-  if (erase === null) hidden = new Set(told.hidden);  // not under a stroke that goes on
+  asked = 0;
+  if (mine && newer) ask();
+  else if (erase === null) hidden = new Set(told.hidden);
   picture.onload = show;
   picture.src = told.image;
+}
+
+function ask() {
+  newer = asked > Date.now() - 3000;
+  if (newer) return;
+  asked = Date.now();
+  trigger("painted", { hidden: [...hidden].sort((a, b) => a - b) });
 }
 
 function touch(event) {
@@ -47,7 +58,7 @@ function touch(event) {
   if (hidden.has(patch) !== erase) return;
   if (erase) hidden.delete(patch); else hidden.add(patch);
   show();
-  trigger("painted", { hidden: [...hidden].sort((a, b) => a - b) });
+  ask();
 }
 
 canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); touch(event); });

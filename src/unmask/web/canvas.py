@@ -14,22 +14,21 @@ from torch import Tensor
 
 from unmask import figures
 
-JS = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
+JS, DROP = ((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("canvas.js", "drop.js"))
 
 
-class Canvas(gr.HTML):
+# These are functions: for each class of a component gradio writes a file beside its source.
+
+
+def canvas(**told: Any) -> gr.HTML:
     """A picture that tells where it is touched: `touched` with event data {"x", "y"}, shares of its width and height from its
-    upper left corner. With a grid of patches it can be painted on: `painted` with {"hidden": [indices row by row]}, as often
-    as the stroke reaches another patch. Its value is what `drawn` returns.
+    upper left corner. With a grid of patches it can be painted on: `painted` with {"hidden": [indices row by row]}, again and
+    again while a stroke goes on, one question at a time: the answer must set its value anew. That is what `drawn` returns.
 
-        canvas.painted(fn, ..., outputs=...)      # fn(event: gr.EventData): event.hidden
-        canvas.touched(fn, ...)                   # fn(event: gr.EventData): event.x, event.y
+        picture.painted(fn, ..., outputs=picture)      # fn(event: gr.EventData): event.hidden
+        picture.touched(fn, ...)                       # fn(event: gr.EventData): event.x, event.y
     """
-
-    def __init__(self, **told: Any):
-        super().__init__(
-            value="", html_template='<div class="canvas"></div>', js_on_load=JS, apply_default_css=False, **told
-        )
+    return gr.HTML("", html_template='<div class="canvas"></div>', js_on_load=JS, apply_default_css=False, **told)
 
 
 def drawn(
@@ -39,7 +38,7 @@ def drawn(
     hidden: Sequence[int] | None = None,
     mark: Sequence[float] = (),
 ) -> str:
-    """The value of a Canvas: a picture, with the lines between its patches if a grid (rows, columns) is given; with `hidden`,
+    """The value of a canvas: a picture, with the lines between its patches if a grid (rows, columns) is given; with `hidden`,
     those that are, it can be painted on. `mark`, x, y, width and height as shares of the picture's, is framed."""
     told = {"image": uri(png), "alt": alt, "grid": grid, "hidden": list(hidden or ()), "mark": list(mark)}
     return json.dumps(told | {"paintable": hidden is not None})
@@ -59,32 +58,38 @@ def tiles(pictures: Sequence[tuple[str, bytes]], note: str = "") -> str:
     return f'<div class="tiles">{shown}</div>' + (f'<p class="note">{html.escape(note)}</p>' if note else "")
 
 
-class Strip(gr.HTML):
-    """Small pictures in a row, of which one is picked: `picked` with event data {"index"}. Its value is what `strip` returns.
+def picker(**told: Any) -> gr.HTML:
+    """Buttons of which one is picked: `picked` with event data {"index"}, the data-index of the button. Its value is HTML such as
+    `strip` returns.
 
-    strip.picked(fn, ..., outputs=...)      # fn(event: gr.EventData): event.index
+        buttons.picked(fn, ..., outputs=...)      # fn(event: gr.EventData): event.index
     """
-
-    def __init__(self, **told: Any):
-        super().__init__(
-            value="",
-            js_on_load="""element.addEventListener("click", (event) => {
-                const button = event.target.closest("button");
-                if (button) trigger("picked", { index: Number(button.dataset.index) });
-            });""",
-            apply_default_css=False,
-            **told,
-        )
+    script = """element.addEventListener("click", (event) => {
+        const button = event.target.closest("button");
+        if (button) trigger("picked", { index: Number(button.dataset.index) });
+    });"""
+    return gr.HTML("", js_on_load=script, apply_default_css=False, **told)
 
 
 def strip(pictures: Sequence[tuple[str, bytes]]) -> str:
-    """The value of a Strip: pictures with their words, which are read aloud and shown on hovering."""
+    """The value of a picker: pictures with their words, which are read aloud and shown on hovering."""
     buttons = "".join(
         f'<button type="button" data-index="{i}" title="{html.escape(words)}">'
         f'<img src="{uri(png)}" alt="{html.escape(words)}"></button>'
         for i, (words, png) in enumerate(pictures)
     )
     return f'<div class="strip">{buttons}</div>'
+
+
+def dropzone(words: str, kinds: Sequence[str], **told: Any) -> gr.HTML:
+    """A place to drop an image on, or to choose a file: `uploaded` with event data {"token"}, by which unmask.web.uploads has it.
+    What is refused is said in the place itself.
+
+        drop.uploaded(fn, ..., outputs=...)      # fn(event: gr.EventData): event.token
+    """
+    template = f"""<label class="drop">{html.escape(words)}
+        <input type="file" accept="{",".join(kinds)}"><output role="alert"></output></label>"""
+    return gr.HTML("", html_template=template, js_on_load=DROP, apply_default_css=False, **told)
 
 
 def png(image: Tensor) -> bytes:

@@ -14,7 +14,7 @@ from unmask.data.decode import Preprocess
 from unmask.errors import BadInput
 from unmask.layers import patchify, take, unpatchify
 from unmask.methods.mae import MAE, Settings
-from unmask.web.canvas import Canvas, drawn, png, tiles
+from unmask.web.canvas import canvas, drawn, png, tiles
 from unmask.web.samples import Chooser, Chosen, seen
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import told
@@ -39,9 +39,9 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             masking = gr.Radio(MASKINGS, value="random", label="How they are chosen")
             again = gr.Button("Another mask", size="sm")
         with gr.Column(scale=4, min_width=300):
-            canvas = Canvas(elem_id="paint")
+            picture = canvas(elem_id="paint")
         with gr.Column(scale=4, min_width=300):
-            painted = gr.HTML(elem_id="painted")
+            painted = gr.HTML("" if shelf.autoencoders() else empty(shelf), elem_id="painted")
     seed = gr.State(0)
     given = [chooser.run, chooser.chosen, ratio, masking, seed]
 
@@ -49,69 +49,67 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     def draw(run: str | None, chosen: Chosen | None, ratio: float, masking: str, seed: int) -> tuple[str, str]:
         if not run or chosen is None:
             return "", empty(shelf)
-        method, preprocess = shelf.autoencoder(run)
-        images = seen(shelf, chosen, preprocess, method.encoder.image_size)
+        method, images, preprocess = looked_at(shelf, run, chosen)
         if masking == "grid":
             ratio = min(LATTICES, key=lambda each: abs(each - ratio))
         settings = dataclasses.replace(method.settings, mask_ratio=ratio, masking=masking)
-        grid = method.encoder.grid_for((images.shape[2], images.shape[3]))
-        keep, hidden = method.sample(sample_seeds(seed, 0, torch.zeros(1, dtype=torch.int64)), grid, settings)
-        picture = drawn(
-            png(preprocess.denormalise(images[0])),
-            "the image with its hidden patches in grey",
-            grid,
-            hidden[0].tolist(),
-        )
-        return picture, show(method, images, preprocess, keep)
+        grid = method.encoder.grid_for(method.encoder.image_size)
+        keep, _ = method.sample(sample_seeds(seed, 0, torch.zeros(1, dtype=torch.int64)), grid, settings)
+        return show(method, images, preprocess, keep)
 
     @told
-    def paint(run: str, chosen: Chosen, event: gr.EventData) -> str:
-        method, preprocess = shelf.autoencoder(run)
-        images = seen(shelf, chosen, preprocess, method.encoder.image_size)
-        rows, columns = method.encoder.grid_for((images.shape[2], images.shape[3]))
+    def paint(run: str, chosen: Chosen, event: gr.EventData) -> tuple[str, str]:
+        method, images, preprocess = looked_at(shelf, run, chosen)
+        rows, columns = method.encoder.grid_for(method.encoder.image_size)
         return show(method, images, preprocess, kept(event.hidden, rows * columns)[None])
 
-    quick: dict[str, Any] = {"outputs": [canvas, painted], "show_progress": "hidden", "trigger_mode": "always_last"}
+    quick: dict[str, Any] = {"outputs": [picture, painted], "show_progress": "hidden", "trigger_mode": "always_last"}
     ratio.input(draw, given, **quick)
     gr.on([masking.change, chooser.chosen.change, seed.change], draw, given, **quick)
     again.click(lambda seed: seed + 1, seed, seed, show_progress="hidden")
     chooser.run.change(draw, given, **quick)
-    canvas.painted(paint, [chooser.run, chooser.chosen], painted, show_progress="hidden", trigger_mode="always_last")
+    picture.painted(paint, given[:2], [picture, painted], show_progress="hidden", trigger_mode="multiple")
+
+
+def looked_at(shelf: Shelf, run: str, chosen: Chosen) -> tuple[MAE, Tensor, Preprocess]:
+    """The autoencoder called so, what it sees of an image, (1, C, H, W) normalised, and how that is made."""
+    method, preprocess = shelf.autoencoder(run)
+    return method, seen(shelf, chosen, preprocess, method.encoder.image_size), preprocess
 
 
 def kept(hidden: Any, patches: int) -> Tensor:
-    """The patches that are not in a list that a browser sent, (K,) int64. BadInput for a list that is none, hides nothing or
-    everything."""
-    if not isinstance(hidden, list) or not all(isinstance(i, int) and 0 <= i < patches for i in hidden):
+    """The patches that are not in a list that a browser sent, (K,) int64. BadInput for a list that is none."""
+    if not isinstance(hidden, list) or not all(type(i) is int and 0 <= i < patches for i in hidden):
         raise BadInput("the strokes do not fit this picture: load the page anew")
-    hiding = torch.zeros(patches, dtype=torch.bool)
-    hiding[hidden] = True
-    if not hiding.any():
-        raise BadInput("nothing is hidden: draw on the picture, or slide the ratio")
-    if hiding.all():
-        raise BadInput("everything is hidden: begin a stroke on a grey patch to show it again")
-    return (~hiding).nonzero()[:, 0]
+    return torch.tensor(sorted({*range(patches)} - {*hidden}), dtype=torch.int64)
 
 
 @torch.inference_mode()
-def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor) -> str:
-    """HTML of what is painted in an image (1, C, H, W), normalised, from its patches at `keep` (1, K): the original, the
-    reconstruction, that with the visible patches pasted over it, the difference."""
+def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor) -> tuple[str, str]:
+    """The value of a canvas with an image (1, C, H, W), normalised, and its hidden patches, all but those at `keep` (1, K); and
+    HTML of what is painted there: the original, the reconstruction, that with what was seen pasted over it, the difference."""
     P, (H, W) = method.encoder.patch_size, images.shape[2:]
+    original = preprocess.denormalise(images)[0]
+    N = H * W // P**2
+    hidden = sorted({*range(N)} - {*keep[0].tolist()})
+    masked = drawn(png(original), "the image with its hidden patches in grey", (H // P, W // P), hidden)
+    if not hidden:
+        return masked, '<p class="note">Nothing is hidden: draw on the picture, or slide the ratio.</p>'
+    if len(hidden) == N:
+        return masked, '<p class="note">Everything is hidden: begin a stroke on a grey patch to show it again.</p>'
     patches = patchify(images, P)  # (1, N, P*P*C)
-    N = patches.shape[1]
     painted = method.reconstruct(images, keep)
     visible = keep[..., None].expand(-1, -1, patches.shape[2])
     pasted = unpatchify(patchify(painted, P).scatter(1, visible, take(patches, keep)), (H, W), P)
-    original, painted, pasted = (preprocess.denormalise(each)[0] for each in (images, painted, pasted))
+    painted, pasted = (preprocess.denormalise(each)[0] for each in (painted, pasted))
     away = (original - pasted).abs().mean(dim=0)  # (H, W), zero where it was seen
     heat = torch.from_numpy(figures.HEAT((away / BRIGHT).clamp(max=1).numpy())[..., :3]).permute(2, 0, 1)
-    hiding = torch.ones(N, dtype=torch.bool)
-    hiding[keep[0]] = False
-    told = method.loss(images, keep, hiding.nonzero()[:, 0][None])
+    told = method.loss(images, keep, torch.tensor([hidden]))
     loss, constant = (float(told[name]) for name in ("loss", "uninformed"))
-    words = f"{N - keep.shape[1]} of {N} patches hidden: loss {loss:.3f}; the best constant for these very patches has {constant:.3f}."
-    return tiles(
+    words = (
+        f"{len(hidden)} of {N} patches hidden: loss {loss:.3f}; the best constant for these patches has {constant:.3f}."
+    )
+    shown = tiles(
         (
             ("original", png(original)),
             ("reconstruction", png(painted)),
@@ -120,6 +118,7 @@ def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor) -> s
         ),
         words,
     )
+    return masked, shown
 
 
 def empty(shelf: Shelf) -> str:

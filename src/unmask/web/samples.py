@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,9 +13,9 @@ from unmask.data.decode import SUFFIXES, Preprocess, UnreadableImage
 from unmask.data.loader import centred
 from unmask.data.source import Source
 from unmask.errors import BadInput
-from unmask.web.canvas import Strip, png, strip
+from unmask.web.canvas import dropzone, picker, png, strip
 from unmask.web.shelf import Shelf
-from unmask.web.uploads import MOST_BYTES, MOST_PIXELS, opened, told
+from unmask.web.uploads import MOST_BYTES, MOST_PIXELS, told
 
 SHOWN = 12
 """Samples at a time."""
@@ -26,22 +25,22 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class Chosen:
-    """An image that a visitor chose. Only handlers of the page make one: no path of it comes from a browser."""
+    """An image that a visitor chose. Only handlers of the page make one."""
 
     collection: str = ""
     number: int = 0
     """Of the image in its collection."""
-    upload: Path | None = None
-    """The file, if it was uploaded."""
+    upload: str = ""
+    """What unmask.web.uploads knows it by, if it was uploaded."""
 
     def image(self, shelf: Shelf) -> Tensor:
         """Its pixels (C, H, W). BadInput or UnreadableImage if they cannot be had."""
-        return opened(self.upload) if self.upload else shelf.collection(self.collection).image(self.number)
+        return shelf.uploads.image(self.upload) if self.upload else shelf.collection(self.collection).image(self.number)
 
     def words(self, shelf: Shelf) -> str:
         """What it is called, and its label."""
         if self.upload:
-            return self.upload.name
+            return shelf.uploads.name(self.upload)
         known = shelf.collection(self.collection).table.iloc[self.number]
         return " · ".join(str(known[column]) for column in ("path", "label") if known.get(column) is not None)
 
@@ -51,6 +50,15 @@ def seen(shelf: Shelf, chosen: Chosen, preprocess: Preprocess, size: tuple[int, 
     """What an encoder sees of an image that was chosen, (1, C, *size) normalised; not to be written to. BadInput or
     UnreadableImage if it cannot be had."""
     return centred(chosen.image(shelf), preprocess, size)[None]
+
+
+def image_drop() -> gr.HTML:
+    """Where an image of one's own is dropped."""
+    words = (
+        f"Drop an image of your own, or click: JPEG, PNG, WebP, BMP, GIF or TIFF, at most {MOST_BYTES // 2**20} MiB and "
+        f"{MOST_PIXELS // 1_000_000} megapixels. It stays in this machine's memory."
+    )
+    return dropzone(words, sorted(SUFFIXES))
 
 
 class Chooser:
@@ -67,17 +75,9 @@ class Chooser:
         with gr.Row():
             self.run = gr.Dropdown(there, value=there[0] if there else None, label="Encoder", filterable=True)
             collection = gr.Dropdown(list(shelf.collections), label="Samples of", filterable=True)
-        samples = Strip()
-        with gr.Row(equal_height=True):
-            more = gr.Button("Other samples", size="sm")
-            upload = gr.UploadButton(
-                "Your own image", file_types=sorted(SUFFIXES), type="filepath", size="sm", variant="primary"
-            )
-        gr.HTML(
-            f'<p class="note">JPEG, PNG, WebP, BMP, GIF and TIFF of at most {MOST_BYTES // 2**20} MiB and '
-            f"{MOST_PIXELS // 1_000_000} megapixels, 1 to 16 bits, any number of channels that the encoder takes. It stays on "
-            "this machine and is deleted when the page ends.</p>"
-        )
+        samples = picker()
+        more = gr.Button("Other samples", size="sm")
+        drop = image_drop()
         self.chosen = gr.State(None)
         turn, numbers = gr.State(0), gr.State([])
 
@@ -107,14 +107,16 @@ class Chooser:
                 raise BadInput("there is no such sample: load the page anew")
             return Chosen(name, numbers[index])
 
-        samples.picked(pick, [collection, numbers], self.chosen)
+        samples.picked(pick, [collection, numbers], self.chosen, trigger_mode="multiple")
 
         @told
-        def take(path: str) -> Chosen:
-            opened(path)  # what cannot be opened leaves all as it is
-            return Chosen(upload=Path(path))
+        def take(run: str | None, event: gr.EventData) -> Chosen:
+            chosen = Chosen(upload=str(event.token))
+            if run:  # an image that it cannot see leaves all as it is
+                seen(shelf, chosen, shelf.encoder(run)[1], (SIDE, SIDE))
+            return chosen
 
-        upload.upload(take, upload, self.chosen)
+        drop.uploaded(take, self.run, self.chosen)
 
 
 def shown(source: Source, preprocess: Preprocess, turn: int) -> dict[int, Tensor]:

@@ -11,10 +11,12 @@ from typing import Any
 
 from unmask.data.decode import Preprocess
 from unmask.data.source import Source
+from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.methods.mae import MAE
 from unmask.models import Encoder
 from unmask.training.run import Run
+from unmask.web.uploads import Uploads
 
 DEPTH = 3
 """How far below a folder runs are looked for."""
@@ -34,6 +36,8 @@ class Shelf:
     """Opens a whole masked autoencoder."""
     collections: Mapping[str, Source]
     """Images to pick samples from, and to look for neighbours in."""
+    uploads: Uploads = field(default_factory=Uploads)
+    """Images that visitors have sent."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def folders(self) -> dict[str, Path]:
@@ -80,15 +84,35 @@ class Shelf:
         """The images called so. BadInput where there are none."""
         return self._named(self.collections, name)
 
+    def own(self, name: str) -> Source:
+        """The images that the run called so learnt from, as they are now. BadInput where they cannot be opened any more, or would
+        be fetched from elsewhere."""
+        began = Run(self.run(name)).settings
+        data, told = (began.get("data") or {}).get("name"), began.get("settings") or {}
+        if not data:
+            raise BadInput(f"{name} does not say what it learnt from: choose another collection")
+        if data.startswith("hf:"):
+            raise BadInput(
+                f"{name} learnt from {data}, which may have to be fetched: start `unmask ui` with --data {data}"
+            )
+        columns = {column: str(told.get(column) or column) for column in ("image", "label", "group")}
+        try:
+            return _source(data, **columns)
+        except (BadInput, OSError) as error:
+            raise BadInput(f"{name} learnt from {data}, which cannot be opened here: {error}") from None
+
+    def written(self, name: str) -> int:
+        """When the encoder called so was last written, in nanoseconds."""
+        return _written(self._named(self.encoders(), name))
+
     def _named(self, there: Mapping[str, Any], name: str) -> Any:
         if name not in there:
             raise BadInput(f"there is no {name!r} here any more: load the page anew")
         return there[name]
 
     def _opened(self, load: Callable, path: Path) -> Any:
-        newest = max(each.stat().st_mtime_ns for each in (path, *path.glob("encoder/*"), *path.glob("checkpoints/*")))
         with self.lock:  # two who ask at once open it once
-            return _open(load, path, newest)
+            return _open(load, path, _written(path))
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,6 +133,16 @@ def _folders(roots: tuple[Path, ...], now: int) -> dict[str, Path]:
 def _open(load: Callable[[Path], Any], path: Path, newest: int) -> Any:
     """What `load` makes of a path; `newest`, when it was last written, so that a run that goes on is opened anew."""
     return load(path)
+
+
+@functools.lru_cache(maxsize=6)
+def _source(data: str, **columns: str) -> Source:
+    """Images that a run learnt from, found once."""
+    return open_source(data, **columns)
+
+
+def _written(path: Path) -> int:
+    return max(each.stat().st_mtime_ns for each in (path, *path.glob("encoder/*"), *path.glob("checkpoints/*")))
 
 
 def _with_settings(root: Path, depth: int) -> list[Path]:
