@@ -159,7 +159,8 @@ def test_two_runs_beside_each_other(address, visit):
 
 
 def test_the_table_is_sieved_and_broken_runs_are_said(address, visit):
-    page = visit(address, "Runs", width=390, height=844)
+    page = visit(address, "Runs")
+    page.set_viewport_size({"width": 390, "height": 844})
     expect(page.locator('tr[data-name="torn"]')).to_contain_text("settings.yaml cannot be read (line 1): it is damaged")
     page.locator(".picks input[type=search]").fill("no better")
     expect(page.locator(".count")).to_contain_text("1 of 183")
@@ -245,6 +246,12 @@ def test_an_empty_shelf_says_what_to_run(served, visit, tmp_path):
 
 # Without a browser
 
+ODD = (
+    json.dumps({"step": "one", "verdict": 3, "test": [], "settings": "x", "data": [1], "method_settings": 4, "knn": 3})
+    + "\n"
+)
+WILD = json.dumps(dict.fromkeys([*line(1), "seconds", "images_per_second", "loader_wait", "information"], math.inf))
+
 
 @pytest.mark.parametrize(
     ("change", "expected"),
@@ -268,9 +275,7 @@ def test_whether_it_trains(tmp_path, change, expected):
 @pytest.mark.parametrize(
     "file", ["settings.yaml", "metrics.jsonl", "timing.jsonl", "result.json", "probe.json", "test.json"]
 )
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", "\x00\xff", '{"step": "one", "verdict": 3, "test": []}\n', "NaN"]
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00\xff", ODD, "\n".join([WILD] * 12) + "\n", "NaN"])
 def test_whatever_lies_there_is_shown(tmp_path, file, content):
     folder = write(tmp_path / "run", losses=[0.9] * 12, result=learnt(0.9))
     (folder / "probe.json").write_text(json.dumps(PROBE))

@@ -133,4 +133,7 @@ def brief(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
+    if 1e-12 <= abs(value) < 1e-3:
+        mantissa, _, power = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(power)}"
     return "0" if abs(value) < 1e-12 else f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"

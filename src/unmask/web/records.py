@@ -78,7 +78,8 @@ class Record:
     @property
     def chosen(self) -> dict[str, Any]:
         """Its settings, general ones and its method's."""
-        return {**(at(self.settings, "settings") or {}), **(at(self.settings, "method_settings") or {})}
+        told = (at(self.settings, name) for name in ("settings", "method_settings"))
+        return {str(key): value for each in told if isinstance(each, dict) for key, value in each.items()}
 
     @property
     def method(self) -> str:
@@ -122,7 +123,7 @@ class Record:
             return None
         tail = self.log[-11:]
         seconds, made = sum(line["seconds"] for line in tail[1:]), tail[-1]["step"] - tail[0]["step"]
-        return (self.steps - self.step) * seconds / made if made > 0 and seconds > 0 else None
+        return (self.steps - self.step) * seconds / made if made > 0 and 0 < seconds < math.inf else None
 
     @property
     def score(self) -> tuple[str, float, float | None, float | None] | None:
@@ -191,7 +192,8 @@ def _record(name: str, path: Path, now: str, written: tuple[Stamp, ...]) -> Reco
     trouble = [why for _, why in found if why]
     if broken:
         trouble.append(f"metrics.jsonl: {broken:,} of its lines cannot be read, and are left out")
-    return Record(name, path, *(content for content, _ in found), log, now, tuple(trouble))
+    settings, result, probe, test = (content for content, _ in found)
+    return Record(name, path, settings, result, probe, test, log, now, tuple(trouble))
 
 
 def state(path: Path, settings: dict[str, Any], result: dict[str, Any], log: Lines) -> str:
@@ -219,12 +221,13 @@ def document(path: Path) -> tuple[dict[str, Any], str]:
 def _document(path: Path, written: Stamp) -> tuple[dict[str, Any], str]:
     if written is None:
         return {}, "" if path.suffix == ".json" else f"{path.name} is gone"
+    text = ""
     try:
         text = path.read_text(encoding="utf-8")
         found = yaml.load(text, Loader=LOADER) if path.suffix == ".yaml" else json.loads(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else getattr(error, "lineno", None)
+        line = min(mark.line, text.rstrip().count("\n")) + 1 if mark else getattr(error, "lineno", None)
         where = f" (line {line})" if line else ""
         return {}, f"{path.name} cannot be read{where}: it is damaged or half-written"
     return (found, "") if isinstance(found, dict) else ({}, f"{path.name} does not say what it should: it is damaged")
@@ -239,7 +242,7 @@ def history(folder: Path) -> tuple[Lines, int]:
 def _history(folder: Path, written: Stamp, timed: Stamp) -> tuple[Lines, int]:
     lines, broken = _lines(folder / "metrics.jsonl") if written else ([], 0)
     timing = {line["step"]: line for line in (_lines(folder / "timing.jsonl")[0] if timed else ()) if "step" in line}
-    whole = [line for line in lines if all(key in line for key in NEEDED)]
+    whole = [line for line in lines if all(key in line for key in NEEDED) and math.isfinite(line["step"])]
     times = [timing.get(line["step"], {}) for line in whole]
     told = tuple(
         {**line, **{name: time.get(name, 0.0) for name in TIMES}} for line, time in zip(whole, times, strict=True)

@@ -70,8 +70,8 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     picks = picks_of(elem_id="runs-table")
     verdicts = gr.HTML(elem_id="runs-verdicts")
     with gr.Row(visible=False) as along:
-        unit = gr.Radio(UNITS, value="steps", label="Curves along", elem_id="runs-unit", scale=2)
-        log = gr.Checkbox(False, label="logarithmic", elem_id="runs-log", scale=1)
+        unit = gr.Radio(UNITS, value="steps", label="Curves along", elem_id="runs-unit", scale=2, min_width=260)
+        log = gr.Checkbox(False, label="logarithmic", elem_id="runs-log", scale=1, min_width=180)
     drawn = gr.HTML(elem_id="runs-curves")
     beside = gr.HTML(elem_id="runs-beside")
     which = gr.Dropdown([], label="Pictures", visible=False, elem_id="runs-picture")
