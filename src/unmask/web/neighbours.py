@@ -63,7 +63,12 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         with gr.Row(equal_height=True):
             more = gr.Button("Other samples", size="sm", min_width=120)
             upload = gr.UploadButton(
-                "Your own image", file_types=sorted(SUFFIXES), type="filepath", size="sm", min_width=120
+                "Your own image",
+                file_types=sorted(SUFFIXES),
+                type="filepath",
+                size="sm",
+                min_width=120,
+                elem_id="neighbours-upload",
             )
         by = gr.Radio([LEARNT, UNTRAINED, PIXELS], value=LEARNT, label="Alike by")
         with gr.Row():
