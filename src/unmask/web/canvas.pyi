@@ -29,11 +29,8 @@ class Canvas(gr.HTML):
         super().__init__(
             value="", html_template='<div class="canvas"></div>', js_on_load=JS, apply_default_css=False, **told
         )
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
@@ -78,11 +75,8 @@ class Strip(gr.HTML):
             apply_default_css=False,
             **told,
         )
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
