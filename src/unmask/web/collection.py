@@ -142,13 +142,19 @@ class Index:
         left = len(self.unreadable)
         most = f"{len(self) + left:,} of {self.total:,} images, evenly spread over the collection"
         words = most if self.total > len(self) + left else f"All {self.total:,} images"
-        return f"{words}{f'; {left:,} could not be read' if left else ''}. Each is a vector of {self.vectors.shape[1]} numbers."
+        words += (
+            f"{f'; {left:,} could not be read' if left else ''}. Each is a vector of {self.vectors.shape[1]} numbers."
+        )
+        if len(self) > 1 and not self.vectors.any():
+            words += " All have the same vector: the encoder has collapsed, and nobody is nearer than another."
+        return words
 
 
 def unit(vectors: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
     """Vectors (N, D) with all dimensions on one scale, of length 1, float32; 0 where nothing tells them from the mean."""
     mean, std = scale
-    return F.normalize((vectors.double() - mean) / std, dim=1).float()
+    wide = (vectors.double() - mean) / std
+    return F.normalize(wide * (wide.norm(dim=1, keepdim=True) > 1e-6), dim=1).float()
 
 
 def spread(n: int, most: int, seed: int = 0) -> NDArray[np.int64]:
@@ -327,7 +333,7 @@ def cards(index: Index, images: Sequence[int], distances: Sequence[float], like:
         path = html.escape(index.known(i, "path") or "")
         shown.append(
             f'<button type="button" data-index="{i}" class="near{" same" * same}" title="{path}">'
-            f'<img src="{uri(picture)}" alt="{path}"><b>{"✓ " * same}{distance:.2f}</b>'
+            f'<img src="{uri(picture)}" alt="{path}"><b>{"✓ " * same}{distance:.3f}</b>'
             + "".join(f"<span>{word}</span>" for word in words)
             + f"<small>{path.rsplit('/', 1)[-1]}</small></button>"
         )

@@ -117,9 +117,9 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
                 one = gr.HTML(elem_id="point")
                 near = picker(elem_id="around")
     state = gr.State(None)
-    outputs = [state, found, status, column, picture, legend, one, near]
+    outputs = [state, found, status, layout, column, picture, legend, one, near]
 
-    def show(view: View, index: Index, layout: Layout, choose: Any = None) -> tuple:
+    def show(view: View, index: Index, layout: Layout, *choose: Any) -> tuple:
         colours = coloured(index, view.column)
         points = drawn(draw(layout, colours, view, around(index, view)), f"{len(index):,} images as points")
         words = f'<p class="note">{html.escape(index.said())} {html.escape(layout.words)}</p>'
@@ -127,7 +127,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             view,
             gr.update(visible=True),
             words,
-            choose or gr.update(),
+            *(choose or (gr.update(), gr.update())),
             points,
             key(colours, view),
             *point(index, view),
@@ -145,7 +145,8 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             kept = view.column if view is not None and view.column in columns and view.column != PLAIN else known
             view = View(asked, column=kept)
         view = dataclasses.replace(view, layout=layout)
-        return show(view, index, places, gr.update(choices=columns, value=view.column))
+        ways = [(FLAT, FLAT), (f"UMAP (once about {15 + len(index) // 400} s)", NEAR)]
+        return show(view, index, places, gr.update(choices=ways), gr.update(choices=columns, value=view.column))
 
     def again(view: View) -> tuple:
         index = made.index(view.asked)
@@ -271,7 +272,8 @@ def numbers(values: pd.Series) -> NDArray[np.float64] | None:
 def colourable(index: Index) -> list[str]:
     """The columns by which images can be coloured, label and group first: quantities, and names that recur."""
     found = []
-    for column, values in index.source.table.items():
+    for column in index.source.table:
+        values = pd.Series(index.source.table[column])
         names = {text(value) for value in values} - {None} if numbers(values) is None else {"low", "high"}
         if column != "path" and 1 < len(names) <= max(NAMED, len(index) // 2):
             found.append(str(column))
@@ -287,7 +289,7 @@ def coloured(index: Index, column: str) -> Colours:
         )
     if column not in colourable(index):
         raise BadInput("images cannot be coloured by that: choose another column")
-    if (x := numbers(index.source.table[column])) is not None:
+    if (x := numbers(pd.Series(index.source.table[column]))) is not None:
         low, high = np.nanpercentile(x, (1, 99))
         unknown = np.isnan(x)
         of = np.array(
@@ -334,16 +336,11 @@ def draw(layout: Layout, colours: Colours, view: View, near: Sequence[int]) -> b
     for rows, shade in ((order[~out[order]], "#E4E4E4"), (order[out[order]], None)):
         if len(rows):
             axes.scatter(*layout.places[rows].T, s=size, c=shade or list(colours.of[rows]), alpha=alpha, linewidths=0)
-    if view.chosen is not None:
-        for rows, wide, large in ((near, 1.5, 1.0), ([view.chosen], 3.0, 2.0)):
-            axes.scatter(
-                *layout.places[rows].T,
-                s=large * max(4 * size, 110),
-                facecolors=list(colours.of[rows]),
-                edgecolors=figures.INK,
-                linewidths=wide,
-                clip_on=False,
-            )
+    for rows, large in ((near, 1), ([] if view.chosen is None else [view.chosen], 2.5)):
+        dot = large * max(2 * size, 70)
+        for area, colour in ((2.6 * dot, figures.INK), (1.8 * dot, "white"), (dot, list(colours.of[rows]))):
+            if rows:
+                axes.scatter(*layout.places[rows].T, s=area, c=colour, linewidths=0, clip_on=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     return file.getvalue()
@@ -366,7 +363,7 @@ def key(colours: Colours, view: View) -> str:
 
 
 def point(index: Index, view: View) -> tuple[str, str]:
-    """HTML of the image that was clicked and what is known of it, and the value of the Strip of its neighbours."""
+    """HTML of the image that was clicked and what is known of it, and the value of the picker of its neighbours."""
     if view.chosen is None:
         return empty("Click a point to see its image."), ""
     i = view.chosen

@@ -125,7 +125,7 @@ def shown(index: Index, images: Sequence[int]) -> str:
 
 
 def answer(shelf: Shelf, index: Index, seen: Look) -> tuple[str, str]:
-    """HTML of the query with what its neighbours say, and the value of the Strip of them."""
+    """HTML of the query with what its neighbours say, and the value of the picker of them."""
     if seen.upload:
         image = centred(shelf.uploads.image(seen.upload), index.preprocess, index.size)
         images, distances = index.nearest(index.vector(image))

@@ -201,8 +201,10 @@ def state(path: Path, settings: dict[str, Any], result: dict[str, Any], log: Lin
     logs = [path / "metrics.jsonl", *(path.glob("*/metrics.jsonl") if at(settings, "parts") else ())]
     written = max((told[0] for each in logs if (told := stamp(each))), default=0)
     finished = stamp(path / "result.json")
-    if "verdict" in result and finished and finished[0] >= written:
-        return "finished"
+    if "verdict" in result and finished:
+        whole = bool(log) and result.get("steps") == log[-1]["step"]  # whenever its files were copied here
+        if whole or finished[0] >= written:
+            return "finished"
     begun = stamp(path / "settings.yaml")
     silent = time.time() - max(written, begun[0] if begun else 0) / 1e9
     steps = number(settings, "settings", "steps")
