@@ -23,7 +23,7 @@ from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.evaluate.features import Pixels, scales, standardise
 from unmask.verbs.load import load, load_mae
-from unmask.web import collection, map
+from unmask.web import collection, maps
 from unmask.web.collection import OWN, PIXELS, UNTRAINED, Asked, Index, Indices, spread, unit
 from unmask.web.maps import FLAT, NEAR, PLAIN, View, colourable, coloured, framed, laid_out
 from unmask.web.shelf import Shelf
@@ -134,10 +134,10 @@ def test_colours_are_those_of_the_commonest_and_of_numbers():
     assert all(by.entries[by.entry[i]][2] == by.of[i] for i in range(n))
     assert min(counts[entry[0]] for entry in by.entries[:-1]) >= sorted(counts)[-12]
     by = coloured(index, "size")
-    assert (by.of[np.isnan(size)] == map.OTHERS).all() and by.entries[1] == (
+    assert (by.of[np.isnan(size)] == maps.OTHERS).all() and by.entries[1] == (
         "unknown",
         int(np.isnan(size).sum()),
-        map.OTHERS,
+        maps.OTHERS,
     )
     assert by.of[np.nanargmin(size)] == "#440154" and by.of[np.nanargmax(size)] == "#fde725"
     assert coloured(index, "label").entries[-1][:2] == ("unknown", 2)
@@ -152,7 +152,7 @@ def test_a_picture_of_every_kind_is_drawn():
     layout = laid_out(index, FLAT)
     pictures = []
     for view in (View(None), View(None, only=1), View(None, only=1, chosen=4)):
-        pictures.append(map.draw(layout, coloured(index, "label"), view, map.around(index, view)))
+        pictures.append(maps.draw(layout, coloured(index, "label"), view, maps.around(index, view)))
         assert pictures[-1].startswith(b"\x89PNG")
     assert len(set(pictures)) == 3
     assert laid_out(index, FLAT) is layout
