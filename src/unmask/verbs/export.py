@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from unmask.errors import BadInput
 from unmask.models import interop
-from unmask.training.engine import console
+from unmask.screen import console
 from unmask.verbs.load import load, load_mae
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from unmask import report
-from unmask.training.engine import console
+from unmask.screen import console
 from unmask.training.run import Run
 
 
