@@ -103,7 +103,7 @@ class Line(ProgressColumn):
         )
         first, *more = (*task.fields["now"], "")
         times = f"{'in' if task.finished else 'left'} {'-:--' if rest is None else clock(rest)}"
-        rate = f"{task.speed:,.3g} {task.fields['unit']}/s" if task.speed and not first else ""
+        rate = f"{task.speed:,.{0 if task.speed >= 10 else 1}f} {task.fields['unit']}/s" if task.speed and not first else ""
         parts = [  # how important each is, in the order they stand in
             (1, Text(task.description, "bold")),
             (5, drawn),
@@ -123,10 +123,9 @@ def fitting(parts: Sequence[tuple[int, Text]], width: int) -> Text:
     room = width
     for _, place in sorted((rank, place) for place, (rank, _) in enumerate(parts)):
         need = parts[place][1].cell_len + (2 if kept else 0)
-        if need > room:
-            break
-        kept.append(place)
-        room -= need
+        if need <= room:
+            kept.append(place)
+            room -= need
     line = Text("  ").join(parts[place][1] for place in sorted(kept)) if kept else parts[0][1].copy()
     line.truncate(width, overflow="ellipsis")
     return line

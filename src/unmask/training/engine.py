@@ -307,8 +307,6 @@ class Meter:
 
 def now(line: dict[str, Any]) -> list[str]:
     """A line of the log for a line on the screen, the most important first."""
-    words = [
-        f"loss {line['loss']:.4f} ({line['ratio']:.0%} of uninformed)",
-        f"{line['images_per_second']:,.0f} images/s",
-    ]
+    words = [f"loss {line['loss']:.4f}", f"{line['ratio']:.0%} of uninformed"]
+    words += [f"{line['images_per_second']:,.0f} images/s"]
     return words + ([f"k-NN {line['knn']:.3f}"] if "knn" in line else [])
