@@ -103,7 +103,11 @@ class Line(ProgressColumn):
         )
         first, *more = (*task.fields["now"], "")
         times = f"{'in' if task.finished else 'left'} {'-:--' if rest is None else clock(rest)}"
-        rate = f"{task.speed:,.{0 if task.speed >= 10 else 1}f} {task.fields['unit']}/s" if task.speed and not first else ""
+        rate = (
+            f"{task.speed:,.{0 if task.speed >= 10 else 1}f} {task.fields['unit']}/s"
+            if task.speed and not first
+            else ""
+        )
         parts = [  # how important each is, in the order they stand in
             (1, Text(task.description, "bold")),
             (5, drawn),
