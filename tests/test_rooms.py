@@ -7,7 +7,19 @@ import unmask
 
 ROOT = Path(unmask.__file__).parent
 # From the roof to the ground; rooms of one line may not import each other, except for the ground's own order.
-ORDER = ["__main__", "cli", "__init__", "verbs", "debitage", "report", "figures", "evaluate", "methods", "models"]
+ORDER = [
+    "__main__",
+    "cli",
+    "__init__",
+    "verbs",
+    "debitage",
+    "report",
+    "card",
+    "figures",
+    "evaluate",
+    "methods",
+    "models",
+]
 GROUND = {
     "training": {"errors", "screen"},
     "data": {"errors", "screen"},

@@ -6,6 +6,7 @@ The script holds all of it as text, so no Python starts while somebody types; it
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def meant(kind: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body  # type: ignore[attr-defined]
-        for field, after in zip(body, body[1:], strict=False):
+        for field, after in itertools.pairwise(body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(after, ast.Expr)
@@ -118,7 +119,8 @@ def first_words(commands: Mapping[str, Any]) -> dict[str, list[str]]:
 
 BASH = """# bash completion of unmask; written by `unmask completion bash`
 _unmask() {{
-    local current="${{COMP_WORDS[COMP_CWORD]}}" before="" verb="${{COMP_WORDS[1]}}" second="" options="" choices="" flags="" values=""
+    local current="${{COMP_WORDS[COMP_CWORD]}}" before="" verb="${{COMP_WORDS[1]}}"
+    local second="" options="" choices="" flags="" values=""
     ((COMP_CWORD > 0)) && before="${{COMP_WORDS[COMP_CWORD-1]}}"
     ((${{#COMP_WORDS[@]}} > 2)) && second="${{COMP_WORDS[2]}}"
     COMPREPLY=()
@@ -237,8 +239,10 @@ def zsh(commands: Mapping[str, list[Option]]) -> str:
         named = [spec(option) for option in each if option.name]
         free = [spec(option) for option in each if not option.name][:1] or ["'*:file:_files'"]
         lines = " \\\n                ".join([*named, *free])
-        skipped = len(command.split())
-        options.append(f'        "{command}")\n            shift {skipped} words; (( CURRENT -= {skipped} ))\n            _arguments \\\n                {lines}\n            ;;')  # fmt: skip
+        move = f"shift {len(command.split())} words; (( CURRENT -= {len(command.split())} ))"
+        options.append(
+            f'        "{command}")\n            {move}\n            _arguments \\\n                {lines}\n            ;;'
+        )
     return ZSH.format(verbs=" ".join(first_words(commands)), seconds="\n".join(seconds), options="\n".join(options))
 
 
