@@ -170,17 +170,17 @@ def processor() -> Iterator[Finding]:
         yield Finding("processor", said, "ok", f"a quota allows the time of {allowed:g} cores")
     else:
         yield Finding("processor", said)
-    threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    threads, asked, share = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), granted()
     said = f"{threads}" + (f", by OMP_NUM_THREADS={asked}" if asked else "")
     if threads > cores:
         why = f"{threads} threads on {cores} cores wait for each other"
         yield Finding("threads", said, "slow", why, f"export OMP_NUM_THREADS={cores}")
-    elif asked and threads < cores:
+    elif asked and threads < cores and share >= STARVED:
         why = f"{cores - threads} of {cores} cores are left to others"
         yield Finding("threads", said, "slow", why, "unset OMP_NUM_THREADS, unless others need them")
     else:
         yield Finding("threads", said)
-    share, load = granted(), os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     said = f"load {load:.1f} on {there} cores; a thread gets {share:.0%} of a core's time"
     if share < STARVED:
         free = max(1, round(threads * share))
@@ -194,10 +194,10 @@ def processor() -> Iterator[Finding]:
 def granted() -> float:
     """The share of a core's time that each of torch's threads gets while all of them multiply."""
     a = torch.ones(768, 768)
-    a @ a
+    torch.mm(a, a)
     began, used = time.perf_counter(), time.process_time()
     while time.perf_counter() - began < SECONDS:
-        a @ a
+        torch.mm(a, a)
     return min(1.0, (time.process_time() - used) / (time.perf_counter() - began) / torch.get_num_threads())
 
 
@@ -289,11 +289,11 @@ def rate(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 1024
     a, times, spent = torch.ones(side, side, device=device, dtype=dtype), 0, 0.0
     finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    a @ a
+    torch.mm(a, a)
     finish()
     began = time.perf_counter()
     while spent < SECONDS:
-        a @ a
+        torch.mm(a, a)
         finish()
         times, spent = times + 1, time.perf_counter() - began
     return 2 * side**3 * times / spent / 1e9
@@ -317,10 +317,10 @@ def decoder() -> Iterator[Finding]:
         return
     encoded, times, spent = photograph.read_bytes(), 0, 0.0
     _, height, width, _ = size_of(encoded)
-    began = time.perf_counter()
+    began = time.thread_time()  # whatever else the core does
     while spent < SECONDS:
         decode(encoded)
-        times, spent = times + 1, time.perf_counter() - began
+        times, spent = times + 1, time.thread_time() - began
     speed = times / spent
     said = f"simplejpeg {version('simplejpeg')}: {speed:,.0f} JPEGs of {width} x {height} a second and core"
     yield Finding("decoder", f"{said}, {speed * height * width / 1e6:,.0f} megapixels/s")
