@@ -152,7 +152,7 @@ def scores(probe: Mapping[str, Any], judged: str) -> list[EvalResult]:
     for test, words in TESTS.items():
         if score := (probe.get(test) or {}).get("trained"):
             metric = f"accuracy of a {words} on frozen vectors, 95% interval {score['low']:.3f} to {score['high']:.3f}"
-            found.append(result(judged, metric, score["accuracy"], f"{words} on frozen vectors"))
+            found.append(result(judged, metric, score["accuracy"], "naming classes from frozen vectors"))
     return found
 
 
