@@ -15,12 +15,19 @@ ORDER = [
     "debitage",
     "web",
     "report",
+    "card",
     "figures",
     "evaluate",
     "methods",
     "models",
 ]
-GROUND = {"training": {"errors"}, "data": {"errors"}, "layers": {"errors"}, "errors": set()}
+GROUND = {
+    "training": {"errors", "screen"},
+    "data": {"errors", "screen"},
+    "layers": {"errors"},
+    "screen": set(),
+    "errors": set(),
+}
 
 
 def room_of(module: str) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -64,6 +65,12 @@ def test_a_run_leaves_everything_behind(digits):
     assert "src=http" not in page and 'src="http' not in page and 'href="http' not in page
     for picture in ("reconstruction", "positions", "filters"):
         assert Image.open(digits / "figures" / f"{picture}.png").size[0] > 200
+
+
+def test_a_run_leaves_a_card_that_the_hub_reads(digits):
+    read = ModelCard.load(digits / "encoder" / "README.md")
+    assert [result.dataset_name for result in read.data.eval_results] == ["digits:test"] * 3
+    assert "1,437 images of digits" in read.content and "after 60 steps" in read.content
 
 
 def test_settings_are_resolved_with_reasons(digits):
@@ -289,5 +296,6 @@ def test_help_teaches(capsys):
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy():
-    code = "import sys; from unmask.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    for arguments in (["--help"], []):
+        code = f"import sys; from unmask.cli import answer; answer({arguments}); assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,11 +1,15 @@
 """The command line: a table of verbs; parse, call, print."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
+import json
+import math
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from unmask.errors import BadInput
@@ -75,13 +79,37 @@ VERBS = {
     "study simulate": ("study", "Simulate", "write_simulated", "flakes whose knappers are known, as images and tables"),
     "study audit": ("study", "Audit", "audit", "what the data of a study cannot answer"),
     "study run": ("study", "Run", "run", "whether assemblages differ by their knappers' skill, and what that rests on"),
+    "doctor": ("doctor", "Doctor", "doctor", "what this machine can do, what is slow on it and why, and the cure"),
+    "completion": (
+        "completion",
+        "Completion",
+        "completion",
+        "a script by which bash, zsh or fish completes what you type",
+    ),
+}
+
+# what for: which verbs
+PURPOSES = {
+    "begin": ("quickstart",),
+    "look": ("inspect", "plan", "pack"),
+    "learn": ("pretrain", "finetune", "detect", "segment", "distill", "ablate"),
+    "judge": ("probe", "compare", "robustness", "report"),
+    "use": ("ui", "reconstruct", "attend", "embed", "predict", "export"),
+    "study": ("study simulate", "study audit", "study run"),
+    "help": ("doctor", "completion"),
 }
 
 HELP = """unmask: pre-train, judge and use vision transformers on the images you have.
-
 {verbs}
 
+  unmask                    what to do next, from what is here
   unmask VERB --help        what a verb takes
+
+Every verb takes, wherever it stands behind it:
+  --json    print one JSON document on standard output, what the verb found, and all else on standard error. Where it
+            fails that is {{"error": the line, "exit_code": 2}}, and standard error says the same.
+  --quiet   print nothing but warnings and errors.
+Exit codes: 0 done, 1 the training diverged, 2 input that cannot be used, 130 Ctrl-C, 143 SIGTERM.
 
 Begin with  unmask quickstart  or, with images of your own,
   unmask inspect path/to/images
@@ -89,39 +117,54 @@ Begin with  unmask quickstart  or, with images of your own,
   unmask probe runs/first --data path/to/labelled
   unmask finetune runs/first --data path/to/labelled --out runs/tuned"""
 
+EVERYWHERE = ("--json", "--quiet")
+BESIDE = "Also --json (one JSON document on standard output, all else on standard error) and --quiet (warnings and errors only)."
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb. Exit code 2 with one line for input that cannot be used, 1 for a run that diverged, 130 for Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one verb and exit: with code 2 and one line for input that cannot be used, 1 for a run that diverged, 130 for Ctrl-C.
+    With --json standard output is one JSON document, whatever happens."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {verb:16}{row[3]}" for verb, row in VERBS.items())))
-        return
-    if arguments[0] == "--version":
-        import unmask
-
-        print(f"unmask {unmask.__version__}")
-        return
-    if arguments[0] == "study":
-        arguments = of_study(arguments[1:])
+    given = {word for word in arguments if word in EVERYWHERE}
+    arguments = [word for word in arguments if word not in EVERYWHERE]
+    as_json = "--json" in given and not {"-h", "--help"} & set(arguments)
+    first, result, code, words = int(os.environ.get("RANK", "0")) == 0, None, 0, None
     try:
-        sys.exit(call(arguments[0], arguments[1:]))
+        with (
+            contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext(),
+            hushed("--quiet" in given),
+        ):
+            result = answer(arguments)
+        code = 1 if isinstance(result, dict) and result.get("verdict") == "diverged" else 0
+        if as_json and first:
+            print(json.dumps(plain(result), indent=2, ensure_ascii=False))
     except BadInput as error:
-        print(f"unmask: {error}", file=sys.stderr)
-        sys.exit(2)
+        code, words = 2, str(error)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
     except OSError as error:  # a full disk, a folder that is gone
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"unmask: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        code, words = 2, (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
     except KeyboardInterrupt as stop:
-        print(
-            f"\nunmask: {str(stop) or 'stopped'}; the same command goes on, with --resume where it has that",
-            file=sys.stderr,
-        )
-        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
+        code = 128 + getattr(stop, "number", signal.SIGINT)
+        words = f"{str(stop) or 'stopped'}; the same command goes on, with --resume where it has that"
+        print(file=sys.stderr)
+    except SystemExit as stop:  # options that tyro cannot read, which it has said; or help
+        if as_json and first and stop.code:
+            print(
+                json.dumps({"error": "these options cannot be read: standard error says why", "exit_code": stop.code})
+            )
+        raise
+    except Exception as error:  # a mistake of ours
+        if as_json and first:
+            print(json.dumps({"error": f"{type(error).__name__}: {error}", "exit_code": 1}))
+        raise
+    if words is not None:
+        print(f"unmask: {words}", file=sys.stderr)
+        if as_json and first:
+            print(json.dumps({"error": words, "exit_code": code}, ensure_ascii=False))
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -131,12 +174,67 @@ def _terminate(number: int, frame: Any) -> None:
     raise stop
 
 
+def hushed(quiet: bool) -> contextlib.AbstractContextManager[None]:
+    """Nothing but warnings and errors meanwhile, if so asked."""
+    if not quiet:
+        return contextlib.nullcontext()
+    from unmask.screen import quietly
+
+    return quietly()
+
+
+def plain(value: Any) -> Any:
+    """What a verb returns as JSON has it: paths as strings, tables as records, arrays as lists, what is no number as null."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if isinstance(value, type):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):  # a table
+        return plain(value.to_dict("records"))
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def answer(arguments: list[str]) -> Any:
+    """Do what the arguments say and return what came of it."""
+    if not arguments:
+        from unmask.verbs.home import home
+
+        found = home(Path())
+        verbs = "\n".join(f"  {purpose:8}{', '.join(verbs)}" for purpose, verbs in PURPOSES.items())
+        print(f"\n{verbs}\n\n  unmask VERB --help says what a verb takes, unmask --help what each does")
+        return found
+    if arguments[0] in ("-h", "--help", "help"):
+        lines = [f"\n{purpose}\n" + "\n".join(map(line, verbs)) for purpose, verbs in PURPOSES.items()]
+        print(HELP.format(verbs="\n".join(lines)))
+        return None
+    if arguments[0] == "--version":
+        import unmask
+
+        print(f"unmask {unmask.__version__}")
+        return {"version": unmask.__version__}
+    if arguments[0] == "study":
+        arguments = of_study(arguments[1:])
+    return call(arguments[0], arguments[1:])
+
+
+def line(verb: str) -> str:
+    """A verb and what it does."""
+    return f"  {verb:16}{VERBS[verb][3]}"
+
+
 def of_study(arguments: list[str]) -> list[str]:
     """What follows `unmask study`, its verb as one word with it; without one, or with --help, the three are listed."""
-    own = {verb: row[3] for verb, row in VERBS.items() if verb.startswith("study ")}
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: unmask study simulate|audit|run …\n")
-        print("\n".join(f"  {verb:16}{words}" for verb, words in own.items()))
+        print("\n".join(map(line, PURPOSES["study"])))
         print(
             "\nBegin with  unmask study simulate --out studies/first  and then  unmask study run studies/first/study.yaml …"
         )
@@ -144,8 +242,8 @@ def of_study(arguments: list[str]) -> list[str]:
     return [f"study {arguments[0]}", *arguments[1:]]
 
 
-def call(verb: str, arguments: list[str]) -> int:
-    """Parse the verb's settings, call it, and return the exit code."""
+def call(verb: str, arguments: list[str]) -> Any:
+    """Parse the verb's settings, call it, and return what it returns."""
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise BadInput(
@@ -156,7 +254,7 @@ def call(verb: str, arguments: list[str]) -> int:
     module, settings, function, summary = VERBS[verb]
     module = importlib.import_module(f"unmask.verbs.{module}")
     act, first, own, words = getattr(module, function), (), getattr(module, "Own", None), None
-    if verb in ("pretrain", "ablate"):
+    if verb in METHODICAL:
         from unmask.methods import METHODS
 
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -165,7 +263,7 @@ def call(verb: str, arguments: list[str]) -> int:
             for name, method in METHODS.items():
                 print(f"  {name:11}{method.SUMMARY}")
             print(f"\nunmask {verb} METHOD --help shows all options of a method")
-            return 0
+            return None
         name, *arguments = arguments
         if name not in METHODS:
             raise BadInput(
@@ -173,16 +271,35 @@ def call(verb: str, arguments: list[str]) -> int:
             )
         words = METHODS[name].SUMMARY if verb == "pretrain" else module.HELP
         first, own, verb = (name,), METHODS[name].Settings, f"{verb} {name}"
+    if verb == "completion":
+        first = (commands(),)
     general = getattr(module, settings)
+    told = {"prog": f"unmask {verb}", "args": arguments, "description": f"{words or general.__doc__}\n\n{BESIDE}"}
     if own is None:
-        quiet = tyro.conf.DisallowNone[general]  # an option is given or left out
-        act(*first, tyro.cli(quiet, prog=f"unmask {verb}", args=arguments))
-        return 0
+        return act(*first, tyro.cli(tyro.conf.DisallowNone[general], **told))  # an option is given or left out
     fields = [
         (name, kind, dataclasses.field(default_factory=kind)) for name, kind in (("general", general), ("own", own))
     ]
     both = dataclasses.make_dataclass("Both", fields)
     quiet = tyro.conf.DisallowNone[tyro.conf.OmitArgPrefixes[both]]  # type: ignore[valid-type]
-    given: Any = tyro.cli(quiet, prog=f"unmask {verb}", args=arguments, description=words or general.__doc__)
-    result: dict[str, Any] = act(*first, given.general, given.own)
-    return 1 if result.get("verdict") == "diverged" else 0
+    given: Any = tyro.cli(quiet, **told)
+    return act(*first, given.general, given.own)
+
+
+METHODICAL = ("pretrain", "ablate")
+"""Verbs that are followed by a method, whose settings they take, too."""
+
+
+def commands() -> dict[str, tuple[type, ...]]:
+    """Every command, the name of a method with it, and the settings that it takes."""
+    from unmask.methods import METHODS
+
+    found: dict[str, tuple[type, ...]] = {}
+    for verb, (name, settings, *_) in VERBS.items():
+        module = importlib.import_module(f"unmask.verbs.{name}")
+        general, own = getattr(module, settings), getattr(module, "Own", None)
+        if verb in METHODICAL:
+            found |= {f"{verb} {name}": (general, method.Settings) for name, method in METHODS.items()}
+        else:
+            found[verb] = (general,) if own is None else (general, own)
+    return found

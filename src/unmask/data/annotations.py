@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from unmask.data.decode import SUFFIXES, UnreadableImage
 from unmask.data.source import Source
 from unmask.data.sources import Files
 from unmask.errors import BadInput
+from unmask.screen import track
 
 KINDS = "a COCO .json file, or a Pascal VOC folder (Annotations/ beside JPEGImages/), of a split as FOLDER:train"
 SPILL = 1.0, 0.01
@@ -277,9 +277,7 @@ def _annotated(name: str, found: list[Found], classes: tuple[str, ...], remarks:
     kept, objects = [], []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         # all of it, before anything is raised: a bar that is left half-way may lock the next one
-        sizes = list(
-            track(pool.map(measured, range(len(found))), "reading images' headers", len(found), transient=True)
-        )
+        sizes = list(track(pool.map(measured, range(len(found))), "reading images' headers", len(found)))
     for i, (image, size) in enumerate(zip(found, sizes, strict=True)):
         if isinstance(size, str):
             remarks.left_out(image.name, f"cannot be read ({size})")

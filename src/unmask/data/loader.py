@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
@@ -22,6 +21,7 @@ from unmask.data.augment import View, sample_seeds
 from unmask.data.decode import Preprocess, Shrunk, UnreadableImage
 from unmask.data.source import Source
 from unmask.errors import BadInput
+from unmask.screen import track
 
 KEPT = 2**30
 """Bytes of prepared images that all workers together keep from one epoch to the next."""
@@ -134,7 +134,7 @@ class Loader:
         images, found, mixed = [], [], False
         keys = self._ordered()
         reader = Reader(self.source, self.preprocess, self.views[0].size[1] / self.views[0].size[0])
-        for batch, indices, failures in track(self._workers(reader, keys), "reading images", len(keys)):
+        for batch, indices, failures in track(self._workers(reader, keys), "reading images", len(keys), "batches"):
             for path, reason in failures:
                 self.unreadable(path, reason)
             if not indices:

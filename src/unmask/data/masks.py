@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from unmask.data.decode import SUFFIXES, UnreadableImage, label_map
 from unmask.data.source import Source
 from unmask.data.sources import TABLES, open_source
 from unmask.errors import BadInput
+from unmask.screen import track
 
 VOID = 255
 """The class number of pixels that are neither learnt from nor judged."""
@@ -207,7 +207,7 @@ def _checked(
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         # nothing is raised outside of the bar: one that is left half-way may lock the next one
-        tallies = list(track(pool.map(told, range(len(source))), "reading masks", len(source), transient=True))
+        tallies = list(track(pool.map(told, range(len(source))), "reading masks", len(source), "masks"))
     finally:
         pool.shutdown(cancel_futures=True)  # the first wrong mask ends it all
     kept = [i for i, tally in enumerate(tallies) if not isinstance(tally, str)]

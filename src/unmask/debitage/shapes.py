@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 from skimage.draw import polygon2mask
@@ -37,7 +36,7 @@ from skimage.measure import find_contours
 from unmask.data.decode import UnreadableImage, decode
 from unmask.debitage.measures import MEASURES
 from unmask.errors import BadInput
-from unmask.training.engine import console
+from unmask.screen import track
 from unmask.training.run import whole
 
 Array = NDArray[Any]
@@ -459,25 +458,11 @@ def crop(image: Array, particle: Particle, margin: float = MARGIN) -> Array:
 
 def _all(work: Any, tasks: Sequence[Any], title: str | None) -> list[Any]:
     """`work` of each task, in order, on all cores, with a bar."""
-    columns = [
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ]
-    bar = Progress(*columns, console=console, transient=not console.is_terminal, disable=title is None)
     cores = min(os.cpu_count() or 1, 16)
-    with bar:
-        task = bar.add_task(title or "", total=len(tasks))
-        if len(tasks) < 400 or cores == 1:  # not worth starting Python again
-            return [_step(work(each), bar, task) for each in tasks]
-        with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-            return [_step(each, bar, task) for each in pool.map(work, tasks, chunksize=32)]
-
-
-def _step(value: Any, bar: Progress, task: Any) -> Any:
-    bar.advance(task)
-    return value
+    if len(tasks) < 400 or cores == 1:  # not worth starting Python again
+        return list(track(map(work, tasks), title, len(tasks)))
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        return list(track(pool.map(work, tasks, chunksize=32), title, len(tasks)))
 
 
 def _of(task: tuple[tuple[str, ...], float]) -> tuple[dict[str, float] | None, str]:

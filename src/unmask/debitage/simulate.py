@@ -41,14 +41,13 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from scipy.special import ndtr, ndtri
 
 from unmask.debitage import shapes, tables
 from unmask.debitage.photographs import Body, Light, photograph
 from unmask.debitage.study import KNOWN, Question, Study
 from unmask.errors import BadInput
-from unmask.training.engine import console
+from unmask.screen import bar
 
 Array = NDArray[np.float64]
 
@@ -623,14 +622,11 @@ def simulate(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} is there and not empty: choose another --out")
     beside = out.with_name(f".{out.name}.part")
-    columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-    columns += [TextColumn("particles"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    bar = Progress(*columns, console=console, transient=not console.is_terminal, disable=title is None)
     try:
         shutil.rmtree(beside, ignore_errors=True)
         (beside / "tables").mkdir(parents=True)
-        with bar:
-            task = bar.add_task(title or "", total=particles)
+        with bar(title, particles, unit="particles") as show:
+            done = 0
             for each, flakes in zip(plan.assemblages, lots, strict=True):
                 tables.write(beside / "tables" / f"{each.name}.csv", measured(flakes, each.off).assign(**FLAGS))
                 folder = beside / "images" / each.name
@@ -640,7 +636,8 @@ def simulate(
                     for frame, picture in enumerate(pictures, 1):
                         suffix = f"_{frame}" if len(pictures) > 1 else ""
                         Image.fromarray(picture).save(folder / f"{number + 1}{suffix}.png")
-                    bar.advance(task)
+                    done += 1
+                    show(done)
         told = written(design_name, plan, model, particles, seed, image_pixels)
         text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=120)
         (beside / "study.yaml").write_text(text, encoding="utf-8")

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -36,7 +35,8 @@ from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
 from unmask.models.detection import Detector
-from unmask.training.engine import Clock, autocast, console
+from unmask.screen import bar
+from unmask.training.engine import Clock, autocast
 
 VITDET = Paper(
     "vit-base/16",
@@ -176,15 +176,11 @@ def find(
 ) -> list[Found | None]:
     """What is in each image of a source, seen whole: as large as it fits into `size`, with its mean colour beside it. None for
     images that cannot be read, which are told to `unreadable`."""
-    columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-    columns += [TextColumn("images"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    bar = Progress(*columns, console=console, transient=not console.is_terminal, disable=title is None)
     modes = {module: module.training for module in detector.modules()}
     found: list[Found | None] = []
     detector.to(device).eval()
     try:
-        with torch.random.fork_rng(devices=[]), bar:
-            task = bar.add_task(title or "", total=len(source))
+        with torch.random.fork_rng(devices=[]), bar(title, len(source)) as show:
             for start in range(0, len(source), batch_size):
                 numbers = range(start, min(start + batch_size, len(source)))
                 read = list(whole_images(source, numbers, preprocess, size, unreadable))
@@ -193,7 +189,7 @@ def find(
                     with autocast(device, precision):
                         answers = iter(detector(views))
                 found += [None if each is None else at_full_size(next(answers), *each[1:]) for each in read]  # type: ignore
-                bar.update(task, completed=numbers[-1] + 1)
+                show(numbers[-1] + 1)
     finally:
         for module, training in modes.items():
             module.training = training

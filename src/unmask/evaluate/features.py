@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from unmask.data.augment import View
@@ -13,7 +12,8 @@ from unmask.data.decode import Preprocess
 from unmask.data.loader import Loader
 from unmask.data.source import Source
 from unmask.errors import BadInput
-from unmask.training.engine import autocast, console
+from unmask.screen import bar
+from unmask.training.engine import autocast
 
 PIXELS = 3072
 """Longest vector of raw pixels: that of CIFAR-10, 32 x 32 x 3."""
@@ -50,20 +50,16 @@ def extract(
     view = View(image_size, crop_scale=None, flip=0)
     batch_size = batch_size or (64 if device.type == "cpu" else 256)
     loader = Loader(source, preprocess, (view,), batch_size, workers=workers, device=device, unreadable=unreadable)
-    columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-    columns += [TextColumn("images"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    bar = Progress(*columns, console=console, transient=not console.is_terminal, disable=title is None)
     modes = {module: module.training for module in encoder.modules()}
     vectors, index = [], []
     encoder.to(device).eval()
     try:
-        with torch.random.fork_rng(devices=[]), bar:
-            task = bar.add_task(title or "", total=len(source))
+        with torch.random.fork_rng(devices=[]), bar(title, len(source)) as show:
             for batch in loader.once():
                 with autocast(device, precision):
                     vectors.append(encoder(batch.views[0]).float().cpu())
                 index.append(batch.index.cpu())
-                bar.update(task, completed=int(index[-1][-1]) + 1)
+                show(int(index[-1][-1]) + 1)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from unmask.data.augment import View, sample_seeds, uniform
@@ -28,7 +27,8 @@ from unmask.evaluate import metrics
 from unmask.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from unmask.evaluate.splits import group_codes
 from unmask.models.classifier import Classifier
-from unmask.training.engine import autocast, console
+from unmask.screen import bar
+from unmask.training.engine import autocast
 
 EPSILONS = tuple(level / 255 for level in (0.5, 1, 2, 4, 8))
 STEPS = 10
@@ -217,10 +217,6 @@ def robustness(
     known = torch.from_numpy(source.targets())
     numbers = torch.from_numpy(source.rows)
     modes = {module: module.training for module in classifier.modules()}
-    columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-    columns += [TextColumn("images, {task.fields[rate]:.2g} a second"), TimeElapsedColumn()]
-    columns += [TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False)]
-    bar = Progress(*columns, console=console, transient=not console.is_terminal, disable=title is None)
 
     read: list[int] = []
     said: list[Tensor] = []  # of each image: as it is, then corrupted, (1 + V,)
@@ -237,12 +233,11 @@ def robustness(
 
     classifier.to(device).eval()
     try:
-        with bar:
-            task = bar.add_task(title or "", total=len(source), rate=0.0)
+        with bar(title, len(source)) as show:
             for i, made in enumerate(
                 in_workers(Corruptor(renderer, wanted, seed), range(len(source)), workers, device)
             ):
-                bar.update(task, completed=i + 1, rate=bar.tasks[0].speed or 0.0)
+                show(i + 1)
                 if isinstance(made[0], str):
                     unreadable(*made)
                     continue

@@ -27,7 +27,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unmask.data.augment import View, jittered
@@ -40,7 +39,8 @@ from unmask.evaluate.splits import group_codes
 from unmask.methods.method import Method, Paper
 from unmask.models.segmentation import FCN, Segmenter, resized
 from unmask.models.vit import ViT
-from unmask.training.engine import Clock, autocast, console
+from unmask.screen import bar
+from unmask.training.engine import Clock, autocast
 
 MOST = 40
 """How many times the paper's rate short runs take at most: the root of how many times fewer steps they make, as random steps add
@@ -270,14 +270,10 @@ def labels(
     The segmenter is moved to `device`, put in evaluation mode meanwhile and left in the mode it came in. title: what the progress
     bar says; None for no bar.
     """
-    columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-    columns += [TextColumn("images"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    bar = Progress(*columns, console=console, transient=not console.is_terminal, disable=title is None)
     modes = {module: module.training for module in segmenter.modules()}
     side = segmenter.to(device).eval().encoder.image_size
     try:
-        with bar:
-            task = bar.add_task(title or "", total=len(source))
+        with bar(title, len(source)) as show:
             for i in range(len(source)):
                 try:
                     image = preprocess.prepare(source.image(i), side[1] / side[0])
@@ -285,7 +281,7 @@ def labels(
                     unreadable(source.table["path"].iat[i], str(error))
                 else:
                     yield i, label(segmenter, image, preprocess, device, precision)
-                bar.update(task, completed=i + 1)
+                show(i + 1)
     finally:
         for module, training in modes.items():
             module.training = training

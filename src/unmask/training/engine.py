@@ -17,16 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from unmask.errors import BadInput
+from unmask.screen import bar, warn
 from unmask.training import distributed, health
 from unmask.training.optim import Recipe, optimisers_for, schedule
 from unmask.training.run import Run
-
-console = Console(highlight=False, soft_wrap=True)
 
 SAVE_EVERY = 600
 """Seconds between checkpoints, where a tenth of the run takes longer."""
@@ -158,7 +155,7 @@ def fit(
     meter, step, history = Meter(), 0, []
     state = run.restore() if run is not None else None
     for path in run.torn if run is not None else ():
-        console.print(f"[yellow]torn[/] {path.name}: passed over for the one before")
+        warn(f"[yellow]torn[/] {path.name}: passed over for the one before")
     if state is not None:
         step = state["step"]
         distributed.load(method, optimisers, state)
@@ -205,7 +202,7 @@ def fit(
         return found
 
     stop, random = False, torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with signals(run is not None) as caught, random, bar(title, recipe.steps, step) as show:
+    with signals(run is not None) as caught, random, bar(title, recipe.steps, step, "steps", pause=0) as show:
         stream = batches(step * recipe.accumulate)
         try:
             while step < recipe.steps and not stop:
@@ -238,7 +235,7 @@ def fit(
                     line |= {"lr": lr, "grad_norm": norm.item(), "update_ratio": health.update_ratio(method, before)}
                     line |= judged()
                     history.append(line)
-                    show(line)
+                    show(step, *now(line))
                     meter.reset()
                     if run is not None:
                         run.log(line)
@@ -308,27 +305,8 @@ class Meter:
         }
 
 
-@contextlib.contextmanager
-def bar(title: str | None, steps: int, step: int):
-    """A progress bar with rate, loss and time left; on no terminal, a line each tenth of the way."""
-    if title is None:
-        yield lambda line: None
-        return
-    columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TaskProgressColumn()]
-    columns += [TextColumn("{task.fields[now]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=steps, completed=step, now="")
-        printed = step
-
-        def show(line: dict[str, Any]) -> None:
-            nonlocal printed
-            now = f"step {line['step']}/{steps}  loss {line['loss']:.4f} ({line['ratio']:.0%} of uninformed)"
-            now += f"  {line['images_per_second']:,.0f} images/s"
-            if "knn" in line:
-                now += f"  k-NN {line['knn']:.3f}"
-            progress.update(task, completed=line["step"], now=now)
-            if not console.is_terminal and (line["step"] - printed >= steps / 10 or line["step"] == steps):
-                printed = line["step"]
-                console.print(f"{title}: {now}")
-
-        yield show
+def now(line: dict[str, Any]) -> list[str]:
+    """A line of the log for a line on the screen, the most important first."""
+    words = [f"loss {line['loss']:.4f}", f"{line['ratio']:.0%} of uninformed"]
+    words += [f"{line['images_per_second']:,.0f} images/s"]
+    return words + ([f"k-NN {line['knn']:.3f}"] if "knn" in line else [])

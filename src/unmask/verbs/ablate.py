@@ -32,8 +32,8 @@ from unmask.errors import BadInput
 from unmask.evaluate.finetune import Settings as Tuning
 from unmask.methods import METHODS
 from unmask.methods.method import Method
+from unmask.screen import console, warn
 from unmask.training import distributed, engine, health
-from unmask.training.engine import console
 from unmask.training.run import Run, plain, write
 from unmask.verbs.choices import paper_for
 from unmask.verbs.finetune import Finetune, finetune
@@ -153,7 +153,7 @@ def ablate(method: str, settings: Ablate, own: Any) -> dict[str, Any]:
                 train_cell(method, settings, cell, labelled)
             except (BadInput, torch.OutOfMemoryError, health.Diverged) as error:
                 failed[cell.name] = str(error).splitlines()[0]
-                console.print(f"[red]{cell.name} failed[/]: {failed[cell.name]}")
+                warn(f"[red]{cell.name} failed[/]: {failed[cell.name]}")
         left = (time.monotonic() - began) / number * (len(waiting) - number)
         if left:
             console.print(f"{len(waiting) - number} of {len(waiting)} left to train: about {report.duration(left)}")
@@ -671,7 +671,7 @@ def announce(
     then = "pre-trained, probed and fine-tuned" if tunes(settings) else "pre-trained and probed"
     console.print(f"each {then}{mine}; {done} finished, {len(waiting)} to train")
     for words in left_out:
-        console.print(f"[yellow]{words}[/]")
+        warn(f"[yellow]{words}[/]")
 
 
 def show(result: dict[str, Any]) -> None:
@@ -710,7 +710,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(f"[dim]{'; '.join(notes)}[/]")
     for line in result["cells"]:
         if line["why"]:
-            console.print(f"[yellow]{line['name']}[/]: {line['why']}")
+            warn(f"[yellow]{line['name']}[/]: {line['why']}")
         elif line.get("verdict") not in ("learning", None):
-            console.print(f"[yellow]{line['name']}[/]: {line['verdict']}")
+            warn(f"[yellow]{line['name']}[/]: {line['verdict']}")
     console.print(result["sentence"])

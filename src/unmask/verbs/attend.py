@@ -14,7 +14,7 @@ from unmask.errors import BadInput
 from unmask.evaluate.attention import MASS, holding, last_attention, main_object, pooling_weights
 from unmask.models.compact import CCT
 from unmask.models.vit import ViT
-from unmask.training.engine import console
+from unmask.screen import console
 from unmask.verbs.choices import parse_size
 from unmask.verbs.load import load
 from unmask.verbs.reconstruct import rendered

@@ -19,8 +19,8 @@ from unmask.errors import BadInput
 from unmask.evaluate import splits
 from unmask.evaluate.features import extract, pixels
 from unmask.models import rebuild
+from unmask.screen import console
 from unmask.training import engine
-from unmask.training.engine import console
 from unmask.training.run import Run, write
 from unmask.verbs import probe
 from unmask.verbs.load import load

@@ -18,7 +18,7 @@ from unmask.methods.method import Paper
 from unmask.models import Encoder
 from unmask.models.pyramid import Pyramid, Way
 from unmask.models.vit import ViT
-from unmask.training import engine
+from unmask.screen import warn
 from unmask.verbs.choices import (
     Choice,
     Choices,
@@ -193,6 +193,6 @@ def prepared(
 def say(remarks: tuple[tuple[str, str], ...], name: str, most: int = 10) -> None:
     """What was left out of annotations, a line each."""
     for path, reason in remarks[:most]:
-        engine.console.print(f"[yellow]annotation[/] {path}: {reason}")
+        warn(f"[yellow]annotation[/] {path}: {reason}")
     if len(remarks) > most:
-        engine.console.print(f"[yellow]…[/] and {len(remarks) - most:,} more remarks on {name}; the report has them")
+        warn(f"[yellow]…[/] and {len(remarks) - most:,} more remarks on {name}; the report has them")

@@ -21,6 +21,7 @@ from unmask.models import Encoder
 from unmask.models import detection as models
 from unmask.models.detection import SAMPLED, Detector
 from unmask.models.vit import ViT
+from unmask.screen import mute
 from unmask.training import distributed, engine, health
 from unmask.training.run import Run
 from unmask.verbs import dense
@@ -61,7 +62,8 @@ def detect(settings: Detect, own: Settings) -> dict[str, Any]:
     began = dense.begun(settings)
 
     device = distributed.start(engine.choose_device(settings.device))
-    engine.console.quiet = distributed.rank() > 0
+    if distributed.rank() > 0:
+        mute()
     precision, why_precision = engine.choose_precision(settings.precision, device)
     choices, paper = chosen(settings, own, began, learnt, device)
     choices["precision"] = Choice(precision, why_precision)

@@ -20,6 +20,7 @@ from unmask.evaluate.features import extract
 from unmask.evaluate.finetune import recipe_for
 from unmask.methods.method import length_of
 from unmask.models.classifier import Classifier
+from unmask.screen import mute
 from unmask.training import distributed, engine
 from unmask.training.run import Run
 from unmask.verbs.choices import Choice, Choices, choose_optimiser, choose_reading, choose_schedule, parse_size
@@ -73,7 +74,8 @@ def distill(settings: Distill, own: Settings) -> dict[str, Any]:
     part, facts = Part("", settings.seed, whole, test), {"protocol": "test set", "warning": None}
 
     device = distributed.start(engine.choose_device(settings.device))
-    engine.console.quiet = distributed.rank() > 0
+    if distributed.rank() > 0:
+        mute()
     precision, why_precision = engine.choose_precision(settings.precision, device)
     before = load(settings.student) if settings.student is not None else None
     choices, paper = chosen(settings, teacher, theirs, before, source, device)

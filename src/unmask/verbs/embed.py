@@ -11,8 +11,8 @@ from tyro.conf import Positional
 from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.evaluate.features import extract
+from unmask.screen import console
 from unmask.training import engine
-from unmask.training.engine import console
 from unmask.training.run import whole
 from unmask.verbs.load import load
 from unmask.verbs.train import Unreadable

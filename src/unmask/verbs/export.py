@@ -1,4 +1,4 @@
-"""unmask export RUN: the encoder in the layouts of other libraries."""
+"""unmask export RUN: the encoder in the layouts of other libraries, each with its card."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import Literal, get_args
 
 from tyro.conf import Positional
 
+from unmask import card
 from unmask.errors import BadInput
 from unmask.models import interop
-from unmask.training.engine import console
+from unmask.screen import console
+from unmask.training.run import Run
 from unmask.verbs.load import load, load_mae
 
 
@@ -37,9 +39,10 @@ def export(settings: Export) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if to == "mae":
-            method, _ = load_mae(settings.run)
-            interop.refuse_compact(method.encoder, "facebookresearch/mae")
-            interop.save_whole(interop.to_mae(method.state_dict(), method.encoder.patch_size), out)
+            method, preprocess = load_mae(settings.run)
+            encoder = method.encoder
+            interop.refuse_compact(encoder, "facebookresearch/mae")
+            interop.save_whole(interop.to_mae(method.state_dict(), encoder.patch_size), out)
         else:
             encoder, preprocess = load(settings.run)
             if to == "unmask":
@@ -50,7 +53,13 @@ def export(settings: Export) -> Path:
                 interop.to_huggingface(encoder, out)
             else:
                 interop.to_onnx(encoder, out)
+        place = out / "README.md" if out.is_dir() else out.with_suffix(".md")
+        run = Path(settings.run).parent if Path(settings.run).name == "encoder" else Path(settings.run)
+        known = card.files_of(Run(run)) if (run / "settings.yaml").is_file() else None
+        words = card.card(out.name, to, encoder.config, preprocess.to_dict(), known, came_from=settings.run)
+        written = card.write(place, words)
     except OSError as error:
         raise BadInput(f"{out} cannot be written ({error.strerror}): choose another --out") from None
-    console.print(f"{settings.run} for {to}, into {out}")
+    told = f"its card: {place}" if written else f"{place} was changed by somebody, and is left alone"
+    console.print(f"{settings.run} for {to}, into {out}; {told}")
     return out

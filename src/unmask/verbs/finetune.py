@@ -28,8 +28,8 @@ from unmask.evaluate.finetune import RECIPES, Recipe, Settings, Supervised, pool
 from unmask.methods.method import length_of
 from unmask.models import Encoder, classifier
 from unmask.models.classifier import Classifier
+from unmask.screen import console, mute, warn
 from unmask.training import distributed, engine, health
-from unmask.training.engine import console
 from unmask.training.run import Run, plain
 from unmask.verbs.choices import (
     Choice,
@@ -126,7 +126,7 @@ def finetune(settings: Finetune, own: Settings) -> dict[str, Any]:
     protocol, warning = protocol_of(settings, data, test)
     facts = {"protocol": protocol, "warning": warning}
     if warning:
-        console.print(f"[yellow]warning[/] {warning}")
+        warn(f"[yellow]warning[/] {warning}")
 
     def learn(part: Part) -> dict[str, Any]:
         out = settings.out / part.name if part.name else settings.out  # type: ignore[operator]
@@ -250,7 +250,8 @@ def learn_part(
     if part.name and (settings.out / "result.json").is_file():
         return Run(settings.out).read("result.json")
     device = distributed.start(engine.choose_device(settings.device))
-    console.quiet = distributed.rank() > 0
+    if distributed.rank() > 0:
+        mute()
     precision, why_precision = engine.choose_precision(settings.precision, device)
     choices, own, recipe = chosen(settings, own, began, data, len(part.train.source), device)
     choices["precision"] = Choice(precision, why_precision)

@@ -13,7 +13,8 @@ from unmask.data.sources import open_source
 from unmask.data.survey import Survey, survey
 from unmask.errors import BadInput
 from unmask.methods.mae import MAE
-from unmask.training.engine import choose_device, console
+from unmask.screen import console
+from unmask.training.engine import choose_device
 from unmask.training.run import write
 from unmask.verbs.choices import choose
 from unmask.verbs.pretrain import Pretrain

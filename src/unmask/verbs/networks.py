@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from unmask.evaluate.finetune import Settings as Tuning
 from unmask.methods import METHODS
-from unmask.training.engine import console
+from unmask.screen import aside, console, warn
 from unmask.training.run import Run, whole
 from unmask.verbs.embed import Embed, embed
 from unmask.verbs.finetune import Finetune, finetune
@@ -91,11 +90,10 @@ def pretrained(networks: Networks, particles: pd.DataFrame, unit: str) -> Path:
 
 @contextlib.contextmanager
 def said(what: str):
-    """A line that turns while something is trained, on a console of its own: what runs print is kept from the other."""
-    aside = Console(stderr=True)
-    if not aside.is_terminal:
-        aside.print(what, highlight=False)
-    with aside.status(what) if aside.is_terminal else contextlib.nullcontext():
+    """A line that turns while something is trained, on standard error: what runs print is kept from the other."""
+    if not aside.is_terminal and not console.quiet:
+        aside.print(what)
+    with aside.status(what) if aside.is_terminal and not console.quiet else contextlib.nullcontext():
         yield
 
 
@@ -149,7 +147,7 @@ def answers(
         verdict = Run(out).read("result.json")["verdict"]
         unlearnt += verdict == "no better than uninformed"
         if verdict == "diverged":
-            console.print(f"[yellow]warning[/] {kind}, {name}: fold {number} diverged; its particles are left out")
+            warn(f"[yellow]warning[/] {kind}, {name}: fold {number} diverged; its particles are left out")
             continue
         found = pd.read_csv(out / "predictions.csv")
         tested = pd.read_csv(out.parent / f"fold-{number}-test.csv", dtype=str)

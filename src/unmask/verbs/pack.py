@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
 from unmask.data.decode import UnreadableImage
@@ -20,7 +19,7 @@ from unmask.data.packed import pack as write_store
 from unmask.data.source import Source
 from unmask.data.sources import open_source
 from unmask.errors import BadInput
-from unmask.training.engine import console
+from unmask.screen import bar, console
 from unmask.training.run import write
 from unmask.verbs.choices import Choice
 from unmask.verbs.train import Unreadable
@@ -73,18 +72,7 @@ def pack(settings: Pack) -> dict[str, Any]:
     if not finished:
         what = f"{len(source):,} images of {source.name} as {form.value} ({form.reason})"
         console.print(f"[bold]pack[/] {what}, into {settings.out}")
-    columns = [TextColumn("[bold]packing"), BarColumn(bar_width=24), MofNCompleteColumn()]
-    columns += [TextColumn("images  {task.fields[rate]:,.0f}/s"), TimeElapsedColumn(), TextColumn("left")]
-    columns += [TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=not console.is_terminal, disable=finished) as bar:
-        task = bar.add_task("", total=len(source), rate=0.0)
-        first: int | None = None
-
-        def progress(done: int) -> None:
-            nonlocal first
-            first = done if first is None else first
-            bar.update(task, completed=done, rate=(done - first) / (time.perf_counter() - began))
-
+    with bar(None if finished else "packing", len(source)) as show:
         store = write_store(
             source,
             settings.out,
@@ -92,7 +80,7 @@ def pack(settings: Pack) -> dict[str, Any]:
             command=command(settings),
             workers=settings.workers if settings.workers is not None else os.cpu_count() or 1,
             unreadable=Unreadable([], settings.strict),
-            progress=progress,
+            progress=show,
         )
     unreadable = store.unreadable()
     size = int(store.sizes().clip(min=0).sum())

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -29,8 +28,9 @@ from unmask.methods import METHODS
 from unmask.methods.beit import BEiT
 from unmask.methods.method import Method
 from unmask.models.dvae import MEAN, STD, TokenEncoder, Tokenizer
+from unmask.screen import bar, console
 from unmask.training import engine
-from unmask.training.engine import Clock, autocast, console
+from unmask.training.engine import Clock, autocast
 from unmask.training.optim import Optimiser, Recipe, optimisers_for
 from unmask.training.run import write
 from unmask.verbs.choices import paper_for, parse_size
@@ -318,9 +318,7 @@ class Enough(Exception):
 def measured(method: Method, batch_size: int, device: torch.device, precision: str, optimiser: Any) -> float:
     """Images a second of real steps on this device: at least three, for at least SECONDS, after one to warm up."""
     batch, starts = blank(method, batch_size, device), []
-    columns = [TextColumn("[bold]timing steps"), BarColumn(bar_width=24), TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=SECONDS)
+    with bar("timing steps", round(SECONDS), unit="seconds") as show:
 
         def batches(first: int) -> Iterator[Batch]:
             while len(starts) < 5 or starts[-1] - starts[1] < SECONDS:
@@ -328,7 +326,7 @@ def measured(method: Method, batch_size: int, device: torch.device, precision: s
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 starts.append(time.perf_counter())
-                bar.update(task, completed=starts[-1] - starts[min(1, len(starts) - 1)])
+                show(min(round(SECONDS), int(starts[-1] - starts[min(1, len(starts) - 1)])))
             raise Enough
 
         with contextlib.suppress(Enough):

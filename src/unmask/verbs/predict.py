@@ -21,8 +21,8 @@ from unmask.evaluate.features import extract
 from unmask.evaluate.segmentation import labels
 from unmask.figures import SURE
 from unmask.models.heads import kind_of
+from unmask.screen import console
 from unmask.training import engine
-from unmask.training.engine import console
 from unmask.training.run import whole, write
 from unmask.verbs.detect import table as objects_table
 from unmask.verbs.load import load_classifier, load_detector, load_segmenter

@@ -19,8 +19,8 @@ from unmask.methods.method import Method
 from unmask.models import interop
 from unmask.models.compact import CCT
 from unmask.models.vit import ViT
+from unmask.screen import mute
 from unmask.training import distributed, engine, health
-from unmask.training.engine import console
 from unmask.training.run import Run
 from unmask.verbs.attend import attention_picture, pooling_picture
 from unmask.verbs.choices import Choice, choose, paper_for, parse_size
@@ -56,7 +56,8 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         stored = Run(out).settings
         settings, own = resumed(stored, method, settings, own)
     device = distributed.start(engine.choose_device(settings.device))
-    console.quiet = distributed.rank() > 0
+    if distributed.rank() > 0:
+        mute()
     precision, why_precision = engine.choose_precision(settings.precision, device)
     kind = METHODS[method]
 

@@ -20,8 +20,8 @@ from unmask.errors import BadInput
 from unmask.evaluate import knn, linear, metrics, splits
 from unmask.evaluate.features import extract, pixels, standardise
 from unmask.models import rebuild
+from unmask.screen import console
 from unmask.training import engine, health
-from unmask.training.engine import console
 from unmask.training.run import write
 from unmask.verbs.load import load, load_projection
 from unmask.verbs.report import write_report

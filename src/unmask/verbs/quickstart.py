@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmask.methods.mae import Settings
-from unmask.training.engine import console
+from unmask.screen import console
 from unmask.verbs.pretrain import Pretrain, pretrain
 
 

@@ -20,7 +20,7 @@ from unmask.data.sources import open_source
 from unmask.errors import BadInput
 from unmask.layers import patchify, take, unpatchify
 from unmask.methods.mae import MAE
-from unmask.training.engine import console
+from unmask.screen import console
 from unmask.verbs.load import load_mae
 
 

@@ -16,8 +16,8 @@ from unmask.errors import BadInput
 from unmask.evaluate.corruptions import CORRUPTIONS, called
 from unmask.evaluate.robustness import EPSILONS
 from unmask.evaluate.robustness import robustness as measure
+from unmask.screen import console
 from unmask.training import engine
-from unmask.training.engine import console
 from unmask.training.run import write
 from unmask.verbs.load import load_classifier
 from unmask.verbs.report import write_report

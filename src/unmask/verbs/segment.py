@@ -36,6 +36,7 @@ from unmask.models import Encoder
 from unmask.models import segmentation as models
 from unmask.models.segmentation import LastMap, Segmenter
 from unmask.models.vit import ViT
+from unmask.screen import mute
 from unmask.training import distributed, engine, health
 from unmask.training.run import Run
 from unmask.verbs import dense
@@ -87,7 +88,8 @@ def segment(settings: Segment, own: Settings) -> dict[str, Any]:
     began = dense.begun(settings)
 
     device = distributed.start(engine.choose_device(settings.device))
-    engine.console.quiet = distributed.rank() > 0
+    if distributed.rank() > 0:
+        mute()
     precision, why_precision = engine.choose_precision(settings.precision, device)
     choices, paper = chosen(settings, own, began, learnt, device)
     choices["precision"] = Choice(precision, why_precision)

@@ -26,7 +26,7 @@ from unmask.debitage.findings import Finding, plural
 from unmask.debitage.study import Frame, Study, load
 from unmask.errors import BadInput
 from unmask.evaluate import splits
-from unmask.training.engine import console
+from unmask.screen import console, warn
 from unmask.training.run import whole, write
 from unmask.verbs import faces, networks
 from unmask.verbs.networks import Networks
@@ -360,7 +360,7 @@ def contest(
             enter(made, kind, classify.judge(study, folds.task, made.probabilities[kind], folds, seed=settings.seed))
             made.rows[-1] |= {"parts": len(parts), "unlearnt": unlearnt}
             if unlearnt:
-                console.print(f"    [yellow]![/] {page.unlearnt(pd.DataFrame(made.rows[-1:]))}", highlight=False)
+                warn(f"    [yellow]![/] {page.unlearnt(pd.DataFrame(made.rows[-1:]))}")
     return made
 
 

@@ -20,8 +20,8 @@ from unmask.data.loader import Loader, Maps
 from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.methods.method import Method, Paper
+from unmask.screen import console, warn
 from unmask.training import distributed, engine, health
-from unmask.training.engine import console
 from unmask.training.optim import Optimiser, Recipe
 from unmask.training.run import Run, plain, revive
 from unmask.verbs.choices import Choice
@@ -129,9 +129,9 @@ class Unreadable:
         if path not in self.reasons:
             self.reasons[path] = reason
             if len(self.reasons) <= 20:
-                console.print(f"[yellow]skipped[/] {path}: {reason}")
+                warn(f"[yellow]skipped[/] {path}: {reason}")
             if len(self.reasons) == 20:
-                console.print("[yellow]… further ones are named in the report[/]")
+                warn("[yellow]… further ones are named in the report[/]")
 
 
 def watched_images(source: Source, preprocess: Preprocess, size: tuple[int, int]) -> torch.Tensor:
@@ -415,12 +415,13 @@ def conclude(run: Run, result: dict[str, Any]) -> None:
     run.close()
     write_report(run.folder)
     colour = "green" if result["verdict"] == "learning" else "red"
-    console.print(f"\n[bold {colour}]{result['verdict']}[/]: {result['sentence']}.")
+    say = console.print if result["verdict"] == "learning" else warn
+    say(f"\n[bold {colour}]{result['verdict']}[/]: {result['sentence']}.")
     for advice in result["advice"]:
-        console.print(f"  → {advice}")
+        say(f"  → {advice}")
     for judged in (run.read("probe.json"), run.read("test.json")):
         if judged.get("warning"):
-            console.print(f"[yellow]warning[/] {judged['warning']}")
+            warn(f"[yellow]warning[/] {judged['warning']}")
         if judged.get("sentence"):
             console.print(judged["sentence"])
     made = "   ".join(f"{name}: {run.folder / name}" for name in ("encoder", "head") if (run.folder / name).is_dir())

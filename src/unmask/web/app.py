@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from unmask.errors import BadInput
-from unmask.training.engine import console
+from unmask.screen import console
 from unmask.web import attention, maps, neighbours, pages, reconstruct, runs, study
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import receive
