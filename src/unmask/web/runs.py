@@ -130,7 +130,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         return pictures_at(picked(shelf, chosen), picture)
 
     everything = [seen, side, verdicts, along, drawn, beside, which, pictures]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     page.load(first, outputs=[picks, rows, places, *everything], **quiet)
     picks.chosen(choose, [unit, log, which], [places, *everything], trigger_mode="always_last", **quiet)
     for control in (unit, log):

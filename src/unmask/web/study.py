@@ -49,7 +49,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         folder = shelf.study(name)
         return answered(folder), framed(name, folder)
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     page.load(look, which, [which, answer, report], **quiet)
     again.click(look, which, [which, answer, report], **quiet)
     which.input(show, which, [answer, report], **quiet)
