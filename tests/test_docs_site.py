@@ -41,7 +41,7 @@ def site(tmp_path_factory) -> Path:
 class Page(HTMLParser):
     def __init__(self, path: Path):
         super().__init__()
-        self.ids, self.links, self.fetched, self.words = set(), [], [], []
+        self.ids, self.links, self.fetched, self.code, self.within = set(), [], [], [], ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -56,8 +56,11 @@ class Page(HTMLParser):
         if told.get("style"):
             self.fetched += urls(told["style"])
 
+        self.within = tag
+
     def handle_data(self, data):
-        self.words.append(data)
+        if self.within == "code":
+            self.code.append(data)
 
 
 read = cache(Page)
@@ -87,7 +90,9 @@ def test_nothing_is_asked_of_another_host(site):
     for place, url in asked:
         if not url.startswith(("data:", "#")):
             assert not urlsplit(url).netloc and not urlsplit(url).scheme, f"{place}: {url}"
-            root = site if place.name == "404.html" else place.parent  # shown for any address: its paths begin at the root
+            root = (
+                site if place.name == "404.html" else place.parent
+            )  # shown for any address: its paths begin at the root
             url = unquote(urldefrag(url).url.split("?")[0])
             assert (root / (url.lstrip("/") if root == site else url)).is_file(), f"{place}: {url}"
     for page in site.rglob("*.html"):  # for which the theme would fetch a program
@@ -114,20 +119,31 @@ def test_every_link_leads_somewhere(site):
     assert not broken, "\n".join(broken)
 
 
+def flag(field: dataclasses.Field) -> str:
+    return "--" + field.name.replace("_", "-")
+
+
 def test_the_reference_has_every_verb_option_and_method(site):
     page = read(site / "reference" / "commands.html")
-    words = " ".join(page.words)
     for verb, (module, settings, *_) in VERBS.items():
         assert f"unmask-{verb.replace(' ', '-')}" in page.ids, verb
         for field in dataclasses.fields(getattr(importlib.import_module(f"unmask.verbs.{module}"), settings)):
-            assert f"--{field.name.replace('_', '-')}" in words or field.name.upper() in words or "STUDY.yaml" in words
+            typed = {flag(field), field.name.upper(), "STUDY.yaml"}
+            assert any(word.startswith(one) for one in typed for word in page.code), f"{verb}: {field.name}"
     for name, method in METHODS.items():
         assert f"unmask-pretrain-{name}" in page.ids, name
         for field in dataclasses.fields(method.Settings):
-            assert f"--{field.name.replace('_', '-')}" in words, (name, field.name)
+            assert any(word.startswith(flag(field)) for word in page.code), f"{name}: {field.name}"
     face = read(site / "reference" / "python.html")
-    assert {f"unmask.{name}" for name in unmask.__all__} <= face.ids
+    assert not {f"unmask.{name}" for name in unmask.__all__} - face.ids
     assert "unmask.methods.method.Method.forward" in read(site / "reference" / "parts.html").ids
+
+
+def test_lists_and_tables_are_seen_as_such(site):
+    """On a forge they may follow a paragraph at once; here a blank line must stand between."""
+    for page in site.rglob("*.html"):
+        for paragraph in re.findall("<p>(.*?)</p>", page.read_text(encoding="utf-8"), re.DOTALL):
+            assert not re.search(r"^ *(\||[-*] |```)", paragraph, re.MULTILINE), f"{page}: {paragraph}"
 
 
 def test_equations_are_mathml(site):

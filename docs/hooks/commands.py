@@ -24,9 +24,9 @@ WHERE = {"moco-v2": "../methods/moco.md", "simclr-v2": "../methods/simclr.md"}
 POSITIONAL = get_args(Positional[int])[1]
 INTRODUCTION = """# The command line
 
-Each verb is a command, `unmask VERB`; `unmask VERB --help` says what stands here. Options may stand in any order. One without a
-default may be left out: what is taken then is chosen from the data and said, or nothing is. Every verb also takes `--json` (one JSON
-document on standard output, all else on standard error) and `--quiet` (warnings and errors only).
+Each verb is a command, `unmask VERB`; `unmask VERB --help` says what stands here. Options may stand in any order. One without
+a default may be left out: what is taken then is chosen from the data and said, or nothing is. Every verb also takes `--json`
+(one JSON document on standard output, all else on standard error) and `--quiet` (warnings and errors only).
 
 | verb | |
 |---|---|
