@@ -119,6 +119,10 @@ def test_every_link_leads_somewhere(site):
     assert not broken, "\n".join(broken)
 
 
+INSTEAD = {"study": "STUDY.yaml", "shell": "bash|zsh|fish"}
+"""What stands for settings that are given without their names, where it is not the name."""
+
+
 def flag(field: dataclasses.Field) -> str:
     return "--" + field.name.replace("_", "-")
 
@@ -128,7 +132,7 @@ def test_the_reference_has_every_verb_option_and_method(site):
     for verb, (module, settings, *_) in VERBS.items():
         assert f"unmask-{verb.replace(' ', '-')}" in page.ids, verb
         for field in dataclasses.fields(getattr(importlib.import_module(f"unmask.verbs.{module}"), settings)):
-            typed = {flag(field), field.name.upper(), "STUDY.yaml"}
+            typed = {flag(field), field.name.upper(), INSTEAD.get(field.name, flag(field))}
             assert any(word.startswith(one) for one in typed for word in page.code), f"{verb}: {field.name}"
     for name, method in METHODS.items():
         assert f"unmask-pretrain-{name}" in page.ids, name
