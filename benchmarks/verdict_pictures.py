@@ -3,9 +3,8 @@
     uv run python benchmarks/verdict_pictures.py --out runs/verdict-pictures [--only learning …]
 
 Small runs on the photographs that come with the installation (and on pictures of noise, and on photographs enlarged to
-twelve megapixels): about a minute each on one core of 2025, five for the first, which is `unmask quickstart` itself. A run that
-is there already is not made again. What each was told, its verdict, and its curves go to benchmarks/results/verdict_pictures.json;
-the pictures are drawn from that file, and from the reconstructions in the runs, into docs/verdicts.
+twelve megapixels): less than a minute each on one core of 2025. A run that is there already is not made again. What each was told, its verdict, and its curves go to
+benchmarks/results/verdict_pictures.json; the pictures are drawn from that, and from what the runs paint, into docs/verdicts.
 """
 
 import argparse
@@ -27,24 +26,26 @@ from torch import nn
 
 import unmask
 from unmask import figures
+from unmask.data.augment import sample_seeds
 from unmask.data.sources import open_source
 from unmask.methods import METHODS
 from unmask.methods.byol import BYOL
 from unmask.training import health
+from unmask.training.run import Run
 from unmask.verbs.load import load_mae
-from unmask.verbs.reconstruct import picture, rendered
+from unmask.verbs.reconstruct import rendered
 
 HERE = Path(__file__).parent
 RESULTS, PICTURES = HERE / "results" / "verdict_pictures.json", HERE.parent / "docs" / "verdicts"
 
-QUICKSTART = {
-    "encoder": "vit-tiny/8",
+SMALL = {
+    "encoder": "vit-lite-4/8",
     "image_size": "64",
     "batch_size": 64,
     "optimiser": "muon",
     "base_lr": 4e-3,
 }
-"""What `unmask quickstart` says to MAE."""
+"""What `unmask quickstart` says to MAE, but for a smaller encoder."""
 DINO = {
     "encoder": "vit-lite-2/8",
     "image_size": "32",
@@ -58,8 +59,8 @@ DINO = {
     "local_crops": 2,
     "freeze_last": 0,
 }
-BYOL_SMALL = {"encoder": "vit-lite-2/8", "image_size": "32", "batch_size": 64, "steps": 200}
-DVAE = {"encoder": "dvae-tiny/4", "image_size": "32", "batch_size": 32, "steps": 150}
+BYOL_SMALL = {"encoder": "vit-lite-2/8", "image_size": "32", "batch_size": 64, "steps": 400}
+DVAE = {"of": "digits", "steps": 300}
 LARGE = {"encoder": "vit-lite-2/4", "image_size": "32", "batch_size": 16, "workers": 0}
 LABELLED = {"encoder": "vit-lite-2/4", "image_size": "32", "batch_size": 64, "steps": 200}
 
@@ -101,34 +102,39 @@ def enlarged(folder: Path) -> str:
     return str(folder)
 
 
-def crops(file: Path, labels: bool = False) -> str:
-    """The photographs as a table: all without labels, so that nothing is probed; or 1,500 with labels that were dealt out anew,
-    so that what they say cannot be seen in the pictures."""
+def crops(folder: Path, of: str = "photos", labels: str = "no") -> str:
+    """Images of a source as a table: all without labels, so that nothing is probed; or 1,500 with their "true" labels, or with
+    labels dealt out at "random", so that what they say cannot be seen in the pictures."""
+    file = folder / f"{of}-{labels}-labels.parquet"
     if not file.is_file():
-        source, random = open_source("photos"), np.random.default_rng(0)
-        chosen = random.permutation(len(source))[: 1500 if labels else None]
-        file.parent.mkdir(parents=True, exist_ok=True)
+        source, random = open_source(of), np.random.default_rng(0)
+        chosen = random.permutation(len(source))[: None if labels == "no" else 1500]
         images = []
         for i in chosen:
             buffer = io.BytesIO()
-            Image.fromarray(source.image(int(i)).permute(1, 2, 0).numpy()).save(buffer, "PNG")
+            pixels = source.image(int(i)).permute(1, 2, 0).numpy()
+            Image.fromarray(pixels.squeeze()).save(buffer, "PNG")
             images.append(buffer.getvalue())
-        table = {"image": images}
-        if labels:
-            table["label"] = random.permutation(source.table["label"].to_numpy()[chosen])
+        table: dict[str, Any] = {"image": images}
+        if labels != "no":
+            told = source.table["label"].to_numpy()[chosen]
+            table["label"] = told if labels == "true" else random.permutation(told)
+        folder.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(table).to_parquet(file)
     return str(file)
 
 
-def learn(method: str, **settings: Any) -> Callable[[Path], dict[str, Any]]:
-    """A run of `unmask pretrain`, on the photographs without labels unless told."""
-    return lambda out: unmask.pretrain(
-        method, out=out, **{"data": crops(out.parent / "photos.parquet"), **settings}
-    )
+def learn(method: str, of: str = "photos", labels: str = "no", **settings: Any) -> Callable[[Path], dict[str, Any]]:
+    """A run of `unmask pretrain` on images of a source, without labels unless told."""
+    return lambda out: unmask.pretrain(method, data=crops(out.parent, of, labels), out=out, **settings)
 
 
 def mae(steps: int, **settings: Any) -> Callable[[Path], dict[str, Any]]:
-    return learn("mae", steps=steps, **QUICKSTART | settings)
+    return learn("mae", steps=steps, **SMALL | settings)
+
+
+def on_noise(out: Path) -> dict[str, Any]:
+    return unmask.pretrain("mae", data=noise(out.parent / "noise-pictures"), out=out, steps=60, **SMALL)
 
 
 def slow(out: Path) -> dict[str, Any]:
@@ -143,13 +149,13 @@ def packed(out: Path) -> dict[str, Any]:
 
 
 RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "learning": mae(800, data="photos", probe="photos:test"),
-    "rate too low": mae(100, base_lr=4e-6),
-    "noise": lambda out: mae(100, data=noise(out.parent / "noise-pictures"))(out),
-    "worse than untrained": mae(100, base_lr=0.4, data="photos", probe="photos:test"),
-    "not a number": mae(100, optimiser="sgd", base_lr=1e5),
-    "risen": mae(100, optimiser="adamw", base_lr=4.0),
-    "alike": mae(100, optimiser="adamw", base_lr=0.1),
+    "learning": mae(400),
+    "rate too low": mae(60, base_lr=4e-6),
+    "noise": on_noise,
+    "worse than untrained": mae(60, base_lr=0.4, labels="true"),
+    "not a number": mae(60, optimiser="sgd", base_lr=1e5),
+    "risen": mae(60, optimiser="adamw", base_lr=4.0),
+    "alike": mae(60, optimiser="adamw", base_lr=0.1),
     "byol": learn("byol", **BYOL_SMALL),
     "without predictor": without_predictor,
     "dino": learn("dino", **DINO),
@@ -159,19 +165,219 @@ RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "heavy kl": learn("dvae", kl_weight=10.0, **DVAE),
     "slow files": slow,
     "packed": packed,
-    "shuffled labels": lambda out: unmask.finetune(
-        data=crops(out.parent / "shuffled.parquet", labels=True), out=out, **LABELLED
+    "random labels": lambda out: unmask.finetune(
+        data=crops(out.parent, labels="random"), test="photos:test", out=out, **LABELLED
     ),
-    "true labels": lambda out: unmask.finetune(data="photos", test="photos:test", out=out, **LABELLED),
+    "true labels": lambda out: unmask.finetune(data=crops(out.parent, labels="true"), test="photos:test", out=out, **LABELLED),
 }
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+
+# Pictures
+
+KEPT = ("ratio", "rank", "information", "teacher_entropy", "target_std", "perplexity", "token_kl", "loader_wait")
+KEPT += ("update_ratio", "images_per_second", "step")
+
+
+def facts(name: str, folder: Path) -> dict[str, Any]:
+    """What a run was told and what came out, with at most a hundred lines of its log."""
+    run = Run(folder)
+    result, probe, test = (run.read(file) for file in ("result.json", "probe.json", "test.json"))
+    told = {key: result[key] for key in ("verdict", "sentence", "advice", "steps", "images", "seconds")}
+    told["seconds"] = round(told["seconds"])
+    lines = run.history()
+    lines = [line for i, line in enumerate(lines) if i % max(1, len(lines) // 100) == 0 or i == len(lines) - 1]
+    log = [{key: float(f"{line[key]:.4g}") for key in KEPT if line.get(key) is not None} for line in lines]
+    names = ("knn", "linear")
+    scores = {test: {who: interval(probe[test][who]) for who in ("trained", "untrained")} for test in names if test in probe}
+    if test:
+        scores["test"] = interval(test) | {"majority": test["majority"]["accuracy"]}
+    keys = ("encoder", "image_size", "batch_size", "steps", "optimiser", "base_lr", "workers")
+    settings = {key: run.settings["settings"][key] for key in keys}
+    return {"method": run.settings["method"], "settings": settings, **told, "scores": scores, "log": log}
+
+
+def interval(score: dict[str, Any]) -> dict[str, float]:
+    return {key: round(score[key], 4) for key in ("accuracy", "low", "high")}
+
+
+def painted(folder: Path, images: str) -> np.ndarray:
+    """Rows of pictures (H, W, 3): originals, what is left of them, what the run painted."""
+    method, preprocess = load_mae(str(folder))
+    size, patch = method.encoder.image_size, method.encoder.patch_size
+    batch = rendered([images], preprocess, size)[:6]
+    keep, _ = method.sample(sample_seeds(0, 0, torch.arange(len(batch))), method.encoder.grid)
+    with torch.no_grad():
+        result = method.eval().reconstruct(batch, keep)
+    originals, results = preprocess.denormalise(batch), preprocess.denormalise(result)
+    masked = [figures.masked_image(image, kept, patch) for image, kept in zip(originals, keep, strict=True)]
+    rows = [np.concatenate([framed(image) for image in row], axis=1) for row in (originals, masked, results)]
+    return np.concatenate(rows)
+
+
+def framed(image: torch.Tensor) -> np.ndarray:
+    return np.pad(figures.displayable(image), ((2, 2), (2, 2), (0, 0)), constant_values=1.0)
+
+
+def curve(axes: Axes, runs: dict[str, Any], lines: dict[str, str], key: str, bars: dict[str, float], log: bool = False) -> None:
+    """A quantity over the steps of runs, in the colours of `lines`, beside the numbers that decide."""
+    longest = max(runs[name]["log"][-1]["step"] for name in list(lines)[:1])
+    for (name, words), colour in zip(lines.items(), (figures.VERMILION, figures.BLUE), strict=False):
+        points = [(line["step"], line[key]) for line in runs[name]["log"] if key in line and line["step"] <= longest]
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=2, label=words, clip_on=False)
+    for words, value in bars.items():
+        axes.axhline(value, color=figures.GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(words, (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+                      fontsize=9, color=figures.GREY)  # fmt: skip
+    figures.tidy(axes, "step", np.array([longest, longest]))
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, None)
+    if key in ("ratio", "loader_wait"):
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_title(TITLES[key], loc="left", fontsize=11, color=figures.INK)
+
+
+TITLES = {
+    "ratio": "loss, of that of a model that learnt nothing",
+    "rank": "effective rank of the features",
+    "information": "what the teacher tells of an image, nats",
+    "teacher_entropy": "entropy of what the teacher says, nats",
+    "target_std": "how far the targets are apart",
+    "perplexity": "tokens in use, as if evenly",
+    "loader_wait": "time spent waiting for images",
+    "update_ratio": "a step, relative to the weights",
+    "images_per_second": "images per second",
+}
+
+
+def scored(axes: Axes, rows: list[tuple[str, dict[str, float], str]], words: str) -> None:
+    """Accuracies with their intervals, a line each."""
+    for y, (_, score, colour) in enumerate(reversed(rows)):
+        axes.plot([score["low"], score["high"]], [y, y], color=colour, linewidth=2.4)
+        axes.plot(score["accuracy"], y, "o", color=colour)
+    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="x", color=figures.FAINT, linewidth=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, labelsize=10)
+    axes.set_xlim(0, None)
+    axes.set_title(words, loc="left", fontsize=11, color=figures.INK)
+
+
+def draw(file: str, *panels: Callable[[Axes], None]) -> None:
+    """A picture of one or two panels, in few colours: less than 60 KB."""
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        panel(axes)
+        if axes.get_legend_handles_labels()[0] and len(axes.lines) > 1 and axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axes.legend(frameon=False, fontsize=9, loc="best")
+    picture = Image.open(io.BytesIO(figures.png(figure))).convert("RGB")
+    picture = picture.resize((1200, round(1200 * picture.height / picture.width)), Image.Resampling.LANCZOS)
+    picture.quantize(64, dither=Image.Dither.NONE).save(PICTURES / f"{file}.png", optimize=True)
+
+
+def pictures(runs: dict[str, Any], folder: Path) -> None:
+    """All that their runs are there for."""
+
+    def line(key: str, lines: dict[str, str], bars: dict[str, float], log: bool = False) -> Callable[[Axes], None]:
+        return lambda axes: curve(axes, runs, lines, key, bars, log)
+
+    def paints(name: str, images: str = "photos:test") -> Callable[[Axes], None]:
+        def panel(axes: Axes) -> None:
+            axes.imshow(painted(folder / name.replace(" ", "-"), images))
+            axes.set_axis_off()
+            axes.set_title("original, what is left of it, what it paints", loc="left", fontsize=11, color=figures.INK)
+
+        return panel
+
+    def probed(name: str) -> Callable[[Axes], None]:
+        scores = runs[name]["scores"]
+        rows = [
+            (f"{words}, {who}", scores[test][who], figures.VERMILION if who == "trained" else figures.GREY)
+            for test, words in (("knn", "k-NN"), ("linear", "linear"))
+            for who in ("trained", "untrained")
+        ]
+        return lambda axes: scored(axes, rows, "accuracy of the probes, 95% intervals")
+
+    def tested(*names: str) -> Callable[[Axes], None]:
+        rows = [(name, runs[name]["scores"]["test"], c) for name, c in zip(names, (figures.VERMILION, figures.BLUE), strict=True)]
+
+        def panel(axes: Axes) -> None:
+            scored(axes, rows, "right on images it never saw; dashed: the commonest")
+            axes.axvline(rows[0][1]["majority"], color=figures.GREY, linestyle=(0, (4, 3)))  # type: ignore[call-overload]
+
+        return panel
+
+    nothing, bar = {"a model that learnt nothing": 1.0}, {"97%": health.BETTER}
+    drawn: dict[str, tuple[Callable[[Axes], None], ...] | Callable[[], Any]] = {
+        "learning": lambda: (line("ratio", {"learning": "the recipe"}, bar), paints("learning")),
+        "rate-too-low": lambda: (
+            line("ratio", {"rate too low": "a rate 1,000 times lower", "learning": "the recipe"}, bar),
+            paints("rate too low"),
+        ),
+        "noise": lambda: (line("ratio", {"noise": "pictures of noise"}, bar), paints("noise", str(folder / "noise-pictures"))),
+        "worse-than-untrained": lambda: (
+            line("ratio", {"worse than untrained": "a rate 100 times higher", "learning": "the recipe"}, bar),
+            probed("worse than untrained"),
+        ),
+        "not-a-number": lambda: (line("ratio", {"not a number": "SGD"}, nothing, log=True),),
+        "risen": lambda: (
+            line("ratio", {"risen": "a rate far too high", "learning": "the recipe"}, nothing, log=True),
+            line("update_ratio", {"risen": "", "learning": ""}, {"0.1% is usual": 1e-3}, log=True),
+        ),
+        "alike": lambda: (
+            line("ratio", {"alike": "a rate too high", "learning": "the recipe"}, bar),
+            line("rank", {"alike": "", "learning": ""}, {"1.5": health.COLLAPSED_RANK}),
+        ),
+        "targets": lambda: (
+            line("ratio", {"without predictor": "BYOL without its predictor", "byol": "BYOL"}, nothing),
+            line("target_std", {"without predictor": "", "byol": ""}, {"0.2": health.COLLAPSED_TARGETS}),
+        ),
+        "one-output": lambda: (
+            line("information", {"without centring": "without centring", "dino": "DINO"}, {"0.08": health.TOLD_APART}),
+            line("teacher_entropy", {"without centring": "", "dino": ""}, {"ln K": math.log(DINO["out_dim"])}),
+        ),
+        "all-alike": lambda: (
+            line("information", {"without sharpening": "without sharpening", "dino": "DINO"}, {"0.08": health.TOLD_APART}),
+            line("teacher_entropy", {"without sharpening": "", "dino": ""}, {"ln K": math.log(DINO["out_dim"])}),
+        ),
+        "tokens": lambda: (
+            line("ratio", {"heavy kl": "--kl-weight 10", "dvae": "--kl-weight of the paper"}, bar),
+            line("perplexity", {"heavy kl": "", "dvae": ""}, {"2": health.FEW_TOKENS}),
+        ),
+        "starved": lambda: (
+            line("loader_wait", {"slow files": "PNG files of 2048 pixels", "packed": "the same, packed"}, {"50%": health.STARVED}),
+            line("images_per_second", {"slow files": "", "packed": ""}, {}, log=True),
+        ),
+        "labels-at-random": lambda: (
+            line("ratio", {"random labels": "labels dealt out at random", "true labels": "true labels"}, bar),
+            tested("random labels", "true labels"),
+        ),
+    }
+    PICTURES.mkdir(exist_ok=True)
+    for file, panels in drawn.items():
+        try:
+            draw(file, *panels())
+        except KeyError as missing:
+            print(f"{file} is left as it is: no run called {missing}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=list(RUNS))
+    parser.add_argument("--only", nargs="*", default=list(RUNS))
     settings = parser.parse_args()
     for name in settings.only:
         out = settings.out / name.replace(" ", "-")
         if not (out / "result.json").is_file():
-            r = RUNS[name](out)
-            print("@@@", name, r["verdict"], "|", r["sentence"], "|", r["advice"], round(r["seconds"]), flush=True)
+            result = RUNS[name](out)
+            print(f"{name}: {result['verdict']} ({result['sentence']}); {' | '.join(result['advice'])}", flush=True)
+    folders = {name: settings.out / name.replace(" ", "-") for name in RUNS}
+    runs = {name: facts(name, folder) for name, folder in folders.items() if (folder / "result.json").is_file()}
+    RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
+    pictures(runs, settings.out)
+
+
+if __name__ == "__main__":
+    main()
