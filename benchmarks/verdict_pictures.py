@@ -60,9 +60,9 @@ DINO = {
     "freeze_last": 0,
 }
 BYOL_SMALL = {"encoder": "vit-lite-2/8", "image_size": "32", "batch_size": 64, "steps": 400}
-DVAE = {"of": "digits", "steps": 300}
+DVAE = {"of": "digits", "steps": 150}
 LARGE = {"encoder": "vit-lite-2/4", "image_size": "32", "batch_size": 16, "workers": 0}
-LABELLED = {"encoder": "vit-lite-2/4", "image_size": "32", "batch_size": 64, "steps": 200}
+LABELLED = {"encoder": "vit-lite-2/8", "image_size": "64", "batch_size": 64, "steps": 150}
 
 
 class WithoutPredictor(BYOL):
