@@ -2,8 +2,8 @@
 
     uv run python benchmarks/which.py [--figure]
 
-Nothing is timed: hours are reckoned from operations, which are exact, and a rate of the device that is written below. The CPU's is
-what two cores of an AMD EPYC with AVX-512 bf16 multiply (benchmarks/results/mae_step.json), of which whole steps of five
+Nothing is timed: hours are reckoned from operations, which are exact, and a rate of the device that is written below. The
+CPU's is what two cores of an AMD EPYC with AVX-512 bf16 multiply (benchmarks/results/mae_step.json), of which whole steps of five
 encoders reached 36 to 61% (benchmarks/results/plan.json). The GPUs' are round figures of data sheets, and their share is assumed.
 Writes benchmarks/results/which.json. --figure draws docs/which.png and plans nothing.
 """
@@ -55,7 +55,12 @@ def planned() -> list[dict[str, Any]]:
 NAMES = {"mae-tokens": "MAE of tokens", "mae": "MAE", "beit": "BEiT", "moco": "MoCo", "moco-v2": "MoCo v2"}
 NAMES |= {"moco-v3": "MoCo v3", "simclr": "SimCLR", "simclr-v2": "SimCLR v2", "byol": "BYOL", "dino": "DINO"}
 NAMES |= {"lightly-mae": "lightly's MAE", "lightly-simclr": "lightly's SimCLR", "lightly-dino": "lightly's DINO"}
-PLACED = {"simclr": (-7, 9, "right"), "moco": (7, 7, "left"), "simclr-v2": (-8, -5, "right"), "moco-v2": (7, -27, "left")}
+PLACED = {
+    "simclr": (-7, 9, "right"),
+    "moco": (7, 7, "left"),
+    "simclr-v2": (-8, -5, "right"),
+    "moco-v2": (7, -27, "left"),
+}
 PLACED |= {"moco-v3": (7, -15, "left")}
 """Where a name stands beside its dot, in points, where to the right of it there is no room."""
 
@@ -73,7 +78,9 @@ def methods(axes: Axes) -> None:
                       fontsize=9.5, color=colour, ha=align)  # fmt: skip
     untrained = [run["untrained"]["knn"]["accuracy"] for run in found["runs"].values()]
     axes.axhspan(min(untrained), max(untrained), color=figures.FAINT)
-    axes.annotate("untrained", (12_500, max(untrained)), (0, 3), textcoords="offset points", fontsize=9, color=figures.GREY)
+    axes.annotate(
+        "untrained", (12_500, max(untrained)), (0, 3), textcoords="offset points", fontsize=9, color=figures.GREY
+    )
     raw = found["raw_pixels"]["knn"]["accuracy"]
     axes.axhline(raw, color=figures.VERMILION, linestyle=(0, (5, 3)), linewidth=1.4)
     axes.annotate("raw pixels", (12_500, raw), (0, 3), textcoords="offset points", fontsize=9, color=figures.VERMILION)
@@ -88,9 +95,20 @@ def labels(axes: Axes) -> None:
     """Accuracy of a CCT-2/3x2 on CIFAR-10 by how many of its labels are known."""
     found = json.loads((RESULTS / "labels.json").read_text())
     few = [(500, found["distill"]["1%"]), (5_000, found["distill"]["10%"])]
-    lines = {"its own labels, 3,000 steps": "alone", "its own labels, 9,000 steps": "longer", "a student, 3,000 steps": "student"}
+    lines = {
+        "its own labels, 3,000 steps": "alone",
+        "its own labels, 9,000 steps": "longer",
+        "a student, 3,000 steps": "student",
+    }
     for (words, key), colour in zip(lines.items(), figures.SERIES, strict=False):
-        axes.plot([n for n, _ in few], [each[key]["accuracy"] for _, each in few], "-o", color=colour, label=words, markersize=5)
+        axes.plot(
+            [n for n, _ in few],
+            [each[key]["accuracy"] for _, each in few],
+            "-o",
+            color=colour,
+            label=words,
+            markersize=5,
+        )
         for n, each in few:
             axes.plot([n, n], [each[key]["low"], each[key]["high"]], color=colour, linewidth=2)
     whole = found["scratch"]["cct-2/3x2"]["runs"]

@@ -111,7 +111,10 @@ def given(file: str) -> set[str]:
     pair that a function called verdict returns."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / "src" / "unmask" / file).read_text())):
-        if isinstance(node, ast.Call) and (getattr(node.func, "id", None) or getattr(node.func, "attr", "")) == "Verdict":
+        if (
+            isinstance(node, ast.Call)
+            and (getattr(node.func, "id", None) or getattr(node.func, "attr", "")) == "Verdict"
+        ):
             found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
         if isinstance(node, ast.FunctionDef) and node.name == "verdict":
             pairs = [each.value for each in ast.walk(node) if isinstance(each, ast.Return)]
@@ -122,7 +125,9 @@ def given(file: str) -> set[str]:
 def test_each_verdict_has_its_place():
     """With a picture, what to do, and a row of the table at the top; a study's, too."""
     text = (DOCS / "working.md").read_text()
-    runs = set.union(*(given(f"{file}.py") for file in ("training/health", "verbs/finetune", "verbs/detect", "verbs/segment")))
+    runs = set.union(
+        *(given(f"{file}.py") for file in ("training/health", "verbs/finetune", "verbs/detect", "verbs/segment"))
+    )
     assert {"learning", "collapsed", "diverged"} < runs
     for word in runs:
         assert f"](#{word.replace(' ', '-')})" in text, word
@@ -144,7 +149,9 @@ def test_what_is_quoted_was_said():
     assert len(quoted) >= 10
     told = {words(f"{run['verdict']} {run['sentence']} → {' → '.join(run['advice'])}") for run in runs.values()}
     for word, rest in quoted:
-        assert words(f"{word} " + rest.replace("\n> ", " ").replace("`", "")) in {each.replace("`", "") for each in told}, rest
+        assert words(f"{word} " + rest.replace("\n> ", " ").replace("`", "")) in {
+            each.replace("`", "") for each in told
+        }, rest
 
 
 def numbers(content: object) -> list[float]:
@@ -166,6 +173,8 @@ def test_tables_say_what_was_measured(path, file, table):
         for cell in row.split("|")[2:]:
             for number in NUMBER.findall(re.sub(r"`.*?`", "", cell)):
                 places = len(number.partition(".")[2])
-                assert any(f"{x:,.{places}f}" in (number, f"{number}") for x in known), f"{path.name}: {number} in {row}"
+                assert any(f"{x:,.{places}f}" in (number, f"{number}") for x in known), (
+                    f"{path.name}: {number} in {row}"
+                )
                 seen += 1
     assert seen
