@@ -176,7 +176,7 @@ RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 # Pictures
 
-KEPT = ("ratio", "rank", "information", "teacher_entropy", "target_std", "perplexity", "token_kl", "loader_wait")
+KEPT = ("ratio", "feature_std", "information", "teacher_entropy", "target_std", "perplexity", "token_kl", "loader_wait")
 KEPT += ("update_ratio", "images_per_second", "step")
 
 
@@ -248,7 +248,7 @@ def curve(
 
 TITLES = {
     "ratio": "loss, of that of a model that learnt nothing",
-    "rank": "effective rank of the features",
+    "feature_std": "relative deviation of the features",
     "information": "what the teacher tells of an image, nats",
     "teacher_entropy": "entropy of what the teacher says, nats",
     "target_std": "how far the targets are apart",
@@ -307,7 +307,7 @@ def pictures(runs: dict[str, Any], folder: Path) -> None:
         ]
 
         def panel(axes: Axes) -> None:
-            scored(axes, rows, "right on images it never saw; dashed: the commonest")
+            scored(axes, rows, "right on new images; dashed: the commonest")
             axes.axvline(rows[0][1]["majority"], color=figures.GREY, linestyle=(0, (4, 3)))  # type: ignore[call-overload]
 
         return panel
@@ -326,8 +326,8 @@ def pictures(runs: dict[str, Any], folder: Path) -> None:
             line("update_ratio", {"rate too high": "", "learning": ""}, {"0.1% is usual": 1e-3}, log=True),
         ),
         "alike": lambda: (
-            line("ratio", {"alike": "a rate 3,333 times too high", "learning": "the recipe"}, bar),
-            line("rank", {"alike": "", "learning": ""}, {"1.5": health.COLLAPSED_RANK}),
+            line("ratio", {"alike": "a rate 3,333 times too high", "learning": "the recipe"}, nothing, log=True),
+            line("feature_std", {"alike": "", "learning": ""}, {"0.001": health.COLLAPSED_STD}, log=True),
         ),
         "targets": lambda: (
             line("ratio", {"without predictor": "BYOL without its predictor", "byol": "BYOL"}, nothing),

@@ -147,7 +147,8 @@ def test_what_is_quoted_was_said():
     runs = json.loads((RESULTS / "verdict_pictures.json").read_text())
     quoted = re.findall(r"^> \*\*(.*?)\*\*: (.*(?:\n> .*)*)", (DOCS / "working.md").read_text(), re.MULTILINE)
     assert len(quoted) >= 10
-    told = {words(f"{run['verdict']} {run['sentence']} → {' → '.join(run['advice'])}") for run in runs.values()}
+    said = ((run, "".join(f" → {advice}" for advice in run["advice"])) for run in runs.values())
+    told = {words(f"{run['verdict']} {run['sentence']}{advice}").strip() for run, advice in said}
     for word, rest in quoted:
         assert words(f"{word} " + rest.replace("\n> ", " ").replace("`", "")) in {
             each.replace("`", "") for each in told
