@@ -58,6 +58,7 @@ INSTEAD = {
     '"wds:/local/shards/{000..511}.tar"': "wds:local/shards/{000..001}.tar",  # two shards, in this folder
     "/shared/runs/": "runs/",
     "$SLURM_ARRAY_TASK_ID": "1",
+    "--share 1/2": "--share 1/9",  # one cell
 }
 """Words of a page, and what stands for them."""
 TRAINED = {"steps": 2, "epochs": None, "batch_size": 8, "workers": 0}
@@ -86,8 +87,6 @@ SERVERS = ("ui",)
 """Verbs that serve until they are stopped: their options are parsed."""
 EVERY = 60
 """Of the crops in `photos` and `digits` so many are there."""
-WHOLE = ("docs/elsewhere.md",)
-"""Pages on which ViTs have all their blocks, for what reads them elsewhere knows them by name."""
 
 
 def cut(verb: str, settings: Any) -> Any:
@@ -103,8 +102,8 @@ def cut(verb: str, settings: Any) -> Any:
 
 
 @contextlib.contextmanager
-def short(whole: bool = False) -> Iterator[None]:
-    """Everything that is called meanwhile is cut. whole: ViTs keep their blocks."""
+def short() -> Iterator[None]:
+    """Everything that is called meanwhile is cut."""
     with pytest.MonkeyPatch.context() as patch:
         for verb, (module, _, name, _) in cli.VERBS.items():
             where = importlib.import_module(f"unmask.verbs.{module}")
@@ -132,7 +131,7 @@ def short(whole: bool = False) -> Iterator[None]:
         patch.setitem(dvae.SIZES, "dvae-tiny", 8)
         for depth, size in COMPACT.items():
             patch.setitem(compact.SIZES, depth, size)
-        for name in () if whole else vit.SIZES:
+        for name in vit.SIZES:
             patch.setitem(vit.SIZES, name, BLOCKS[name])
         patch.setattr(plan, "SECONDS", 0.0)
         patch.setattr(plan, "TIMED", 1.0)
@@ -153,6 +152,8 @@ RUNS = {
     "studies/first": "study simulate --out studies/first",
 }
 """Runs and the like, by name, and the command that makes each where a page names it without having made it."""
+STUDY = "studies/first"
+"""Whose content is laid out where a page names study.yaml alone."""
 
 
 def make_images(folder: Path) -> None:
@@ -295,6 +296,10 @@ def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
             text = text[2:]
         for words, stands in INSTEAD.items():
             text = text.replace(words, stands)
+        for inner in re.findall(r"\$\(([^()]*)\)", text):  # what the shell would put there
+            if inner.startswith("unmask"):
+                yield block.line + begun, shlex.split(inner)
+        text = re.sub(r"\$\([^()]*\)", "_", text)
         lexer = shlex.shlex(text, posix=True, punctuation_chars="();<>|&")
         lexer.whitespace_split = True
         one: list[str] = []
@@ -444,8 +449,6 @@ def do(words: list[str]) -> None:
     """One command, without what the shell makes of it."""
     while words and re.match(r"\w+=", words[0]):
         words = words[1:]
-    for inner in re.findall(r"\$\((unmask [^)]*)\)", " ".join(words)):
-        do(shlex.split(inner))
     if not words:
         return
     if words[0] not in TOOLS:
@@ -479,23 +482,29 @@ class Folder:
                 if "resume" in line or not old.exists() or not old.resolve().is_relative_to(self.here.resolve()):
                     continue
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
-        for name, command in RUNS.items():
+        if re.search(r"(?<![\w/])study\.yaml", text) and not (self.here / "study.yaml").exists():
+            shutil.copytree(self.one(STUDY), self.here, dirs_exist_ok=True)
+        for name in RUNS:
             mention = re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w-])", text)
             written = next((found for found in OUT.finditer(text) if (found[1] or found[2]) == name), None)
             first = mention is not None and (written is None or mention.start() < written.start())
             if not first or (self.here / name).exists():
                 continue
-            if not (self.made / name).exists():
-                with contextlib.chdir(self.made):
-                    unmask(shlex.split(command))
-            shutil.copytree(self.made / name, self.here / name)
+            shutil.copytree(self.one(name), self.here / name)
+
+    def one(self, name: str) -> Path:
+        """One of RUNS, made at the first call."""
+        if not (self.made / name).exists():
+            with contextlib.chdir(self.made):
+                unmask(shlex.split(RUNS[name]))
+        return self.made / name
 
 
 def execute(page: Path, made: Path, here: Path) -> int:
     """Every block of a page. Returns how many were executed or parsed; fails with the page and the line of what is wrong."""
     done, names = 0, {"images": torch.zeros(2, 3, PIXELS, PIXELS, dtype=torch.uint8)}
     folder = Folder(made, here)
-    with contextlib.chdir(here), short(called(page) in WHOLE):
+    with contextlib.chdir(here), short():
         for block in blocks(page):
             if block.language in SHOWN:
                 continue

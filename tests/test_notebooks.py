@@ -6,6 +6,7 @@ import sys
 
 import nbformat
 import pytest
+
 import snippets
 
 nbclient = pytest.importorskip("nbclient")

@@ -1,6 +1,7 @@
 """Every command and snippet of the pages on methods is executed, see `snippets`."""
 
 import pytest
+
 import snippets
 
 PAGES = [page for page in snippets.PAGES if "methods" in page.parts]

@@ -1,6 +1,7 @@
 """Every command and snippet of the pages is executed, but for those on methods, see `snippets`."""
 
 import pytest
+
 import snippets
 
 PAGES = [page for page in snippets.PAGES if "methods" not in page.parts]

@@ -26,7 +26,7 @@ from unmask.training import distributed, health
 from unmask.training.optim import Recipe, optimisers_for, schedule
 from unmask.training.run import Run
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, force_jupyter=False)  # in a notebook plain lines, not a display each
 
 SAVE_EVERY = 600
 """Seconds between checkpoints, where a tenth of the run takes longer."""

@@ -92,7 +92,7 @@ def pretrained(networks: Networks, particles: pd.DataFrame, unit: str) -> Path:
 @contextlib.contextmanager
 def said(what: str):
     """A line that turns while something is trained, on a console of its own: what runs print is kept from the other."""
-    aside = Console(stderr=True)
+    aside = Console(stderr=True, force_jupyter=False)
     if not aside.is_terminal:
         aside.print(what, highlight=False)
     with aside.status(what) if aside.is_terminal else contextlib.nullcontext():
