@@ -38,6 +38,7 @@ from unmask import cli, models
 from unmask.data import sources
 from unmask.data.sources import open_source
 from unmask.evaluate import linear
+from unmask.methods import METHODS
 from unmask.models import compact, dvae, interop, vit
 from unmask.models.vit import ViT
 from unmask.verbs import plan
@@ -59,6 +60,7 @@ INSTEAD = {
     "/shared/runs/": "runs/",
     "$SLURM_ARRAY_TASK_ID": "1",
     "--share 1/2": "--share 1/9",  # one cell
+    "--memory 4096": "--memory 8",  # there are 24 images
 }
 """Words of a page, and what stands for them."""
 TRAINED = {"steps": 2, "epochs": None, "batch_size": 8, "workers": 0}
@@ -310,6 +312,32 @@ def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
                 one = []
             else:
                 one.append(word)
+
+
+def spans(page: Path) -> Iterator[tuple[int, str]]:
+    """What stands in code between words, outside of blocks, with its line."""
+    inside = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if FENCE.match(line):
+            inside = not inside
+        elif not inside:
+            yield from ((number, code) for code in re.findall(r"`([^`]+)`", line))
+
+
+def options() -> set[str]:
+    """Every option of every verb and method, as it is typed."""
+    found = {"--help", "--version", *getattr(cli, "EVERYWHERE", ())}
+    for module, settings, _, _ in cli.VERBS.values():
+        where = importlib.import_module(f"unmask.verbs.{module}")
+        for kind in (
+            getattr(where, settings),
+            getattr(where, "Own", None),
+            *(each.Settings for each in METHODS.values()),
+        ):
+            for field in dataclasses.fields(kind) if kind is not None else ():
+                name = field.name.replace("_", "-")
+                found |= {f"--{name}", f"--no-{name}"}
+    return found
 
 
 # What is done with a command
