@@ -26,7 +26,9 @@ from unmask.training import distributed, health
 from unmask.training.optim import Recipe, optimisers_for, schedule
 from unmask.training.run import Run
 
-console = Console(highlight=False, soft_wrap=True, force_jupyter=False)  # in a notebook plain lines, not a display each
+NOTEBOOK = "ipykernel" in sys.modules
+"""Where nothing is drawn over again, and each line would else be a display of its own."""
+console = Console(highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=False if NOTEBOOK else None)
 
 SAVE_EVERY = 600
 """Seconds between checkpoints, where a tenth of the run takes longer."""

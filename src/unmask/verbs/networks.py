@@ -14,7 +14,7 @@ from rich.console import Console
 
 from unmask.evaluate.finetune import Settings as Tuning
 from unmask.methods import METHODS
-from unmask.training.engine import console
+from unmask.training.engine import NOTEBOOK, console
 from unmask.training.run import Run, whole
 from unmask.verbs.embed import Embed, embed
 from unmask.verbs.finetune import Finetune, finetune
@@ -92,7 +92,7 @@ def pretrained(networks: Networks, particles: pd.DataFrame, unit: str) -> Path:
 @contextlib.contextmanager
 def said(what: str):
     """A line that turns while something is trained, on a console of its own: what runs print is kept from the other."""
-    aside = Console(stderr=True, force_jupyter=False)
+    aside = Console(stderr=True, force_jupyter=False, force_terminal=False if NOTEBOOK else None)
     if not aside.is_terminal:
         aside.print(what, highlight=False)
     with aside.status(what) if aside.is_terminal else contextlib.nullcontext():
