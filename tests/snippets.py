@@ -67,7 +67,7 @@ TRAINED = {"steps": 2, "epochs": None, "batch_size": 8, "workers": 0}
 """Every training, whatever it says of these. Of --finetune-steps and --finetune-epochs likewise."""
 PIXELS = 32
 """--image-size of a training, if it says a larger one."""
-BLOCKS = {name: (192, 2, 3) for name in vit.SIZES}
+BLOCKS = {name: (192, 4, 3) for name in vit.SIZES}
 """Width, depth and heads of every ViT, whatever its name."""
 COMPACT = {depth: (128, 2, 1.0) for depth in compact.SIZES}
 """Width, heads and MLP ratio of every compact transformer, whose depth and tokenizer are as named."""
