@@ -507,7 +507,13 @@ class Folder:
         for line in text.splitlines():
             for found in OUT.finditer(line):
                 old = self.here / (found[1] or found[2])
-                if "resume" in line or not old.exists() or not old.resolve().is_relative_to(self.here.resolve()):
+                given = (self.made / (found[1] or found[2])).exists() and (found[1] or found[2]) not in RUNS
+                if (
+                    "resume" in line
+                    or given
+                    or not old.exists()
+                    or not old.resolve().is_relative_to(self.here.resolve())
+                ):
                     continue
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         if re.search(r"(?<![\w/])study\.yaml", text) and not (self.here / "study.yaml").exists():
