@@ -83,6 +83,7 @@ CUT: dict[str, dict[str, Any]] = {
     "study run": {"quick": True, "permutations": 95},  # its networks: tests/test_study_verb.py
     "robustness": {"images": 4},
     "quickstart": {"steps": 2},
+    "plan": {"image_size": "32", "batch_size": 64},
 }
 """Other verbs' settings, by verb."""
 SERVERS = ("ui",)
