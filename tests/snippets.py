@@ -138,7 +138,7 @@ def short() -> Iterator[None]:
             patch.setitem(vit.SIZES, name, BLOCKS[name])
         patch.setattr(plan, "SECONDS", 0.0)
         patch.setattr(plan, "TIMED", 1.0)
-        patch.setattr(linear, "LEAST_STEPS", 20)
+        patch.setattr(linear, "LEAST_STEPS", 5)
         patch.setattr(linear, "PENALTIES", linear.PENALTIES[:2])
         yield
 
