@@ -61,6 +61,7 @@ INSTEAD = {
     "$SLURM_ARRAY_TASK_ID": "1",
     "--share 1/2": "--share 1/9",  # one cell
     "--memory 4096": "--memory 8",  # there are 24 images
+    "--labels 10%": "--labels 60%",
 }
 """Words of a page, and what stands for them."""
 TRAINED = {"steps": 2, "epochs": None, "batch_size": 8, "workers": 0}
