@@ -265,8 +265,10 @@ FENCE = re.compile(r"^(\s*)(`{3,}|~{3,})\s*\{?\.?([\w+-]*).*$")
 
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, also those that stand indented in lists and tabs."""
-    found, begun = [], None
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+    found, begun, text = [], None, page.read_text(encoding="utf-8")
+    for words, stands in INSTEAD.items():
+        text = text.replace(words, stands)
+    for number, line in enumerate(text.splitlines(), 1):
         fence = FENCE.match(line)
         if begun is None and fence:
             begun = (fence[2], fence[3].lower(), number + 1, [])
@@ -298,8 +300,6 @@ def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
             if not text.startswith("$ "):
                 continue
             text = text[2:]
-        for words, stands in INSTEAD.items():
-            text = text.replace(words, stands)
         for inner in re.findall(r"\$\(([^()]*)\)", text):  # what the shell would put there
             if inner.startswith("unmask"):
                 yield block.line + begun, shlex.split(inner)
