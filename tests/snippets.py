@@ -89,7 +89,7 @@ CUT: dict[str, dict[str, Any]] = {
 """Other verbs' settings, by verb."""
 SERVERS = ("ui",)
 """Verbs that serve until they are stopped: their options are parsed."""
-EVERY = 60
+EVERY = 20
 """Of the crops in `photos` and `digits` so many are there."""
 
 
@@ -140,6 +140,7 @@ def short() -> Iterator[None]:
         patch.setattr(plan, "SECONDS", 0.0)
         patch.setattr(plan, "TIMED", 1.0)
         patch.setattr(linear, "LEAST_STEPS", 5)
+        patch.setitem(linear.linear.__wrapped__.__kwdefaults__, "epochs", 2)
         patch.setattr(linear, "PENALTIES", linear.PENALTIES[:2])
         yield
 
