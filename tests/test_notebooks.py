@@ -13,8 +13,8 @@ nbclient = pytest.importorskip("nbclient")
 
 FOLDER = snippets.ROOT / "docs/notebooks"
 LENGTHS = {
-    "first-reconstruction": {"CROPS": 24, "STEPS": 2},
-    "own-folder-to-verdict": {"TILES": 40, "STEPS": 2, "BROKEN_STEPS": 2},
+    "first-reconstruction": {"CROPS": 64, "STEPS": 2},
+    "own-folder-to-verdict": {"TILES": 80, "STEPS": 2, "BROKEN_STEPS": 2},
     "small-labels": {"IMAGES": 120, "TEST": 40, "STEPS": 2, "CLASSIFIER_STEPS": 2},
     "the-study": {"PARTICLES": 48, "PERMUTATIONS": 19},
 }
