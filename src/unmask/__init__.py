@@ -22,6 +22,7 @@ __all__ = [
     "BadInput",
     "ablate",
     "attend",
+    "audit",
     "compare",
     "detect",
     "distill",
@@ -229,6 +230,14 @@ def study(path: str | Path, *, out: str | Path, **settings: Any) -> dict[str, An
     from unmask.verbs.study import Run, run
 
     return run(Run(Path(path), Path(out), **settings))
+
+
+def audit(path: str | Path, **settings: Any):
+    """What the data of a study cannot answer, as `unmask study audit` prints: a list of `unmask.debitage.findings.Finding`."""
+    from unmask.verbs.study import Audit
+    from unmask.verbs.study import audit as look
+
+    return look(Audit(Path(path), **settings))
 
 
 def simulate(out: str | Path, **settings: Any) -> Path:

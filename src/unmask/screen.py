@@ -4,6 +4,7 @@ Colours are for terminals: what is piped or kept in a file is plain text, and wh
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -15,9 +16,11 @@ from rich.text import Text
 
 Each = TypeVar("Each")
 
-console = Console(highlight=False, soft_wrap=True)
+# In a notebook nothing is drawn over again, and each line would else be a display of its own.
+NOTEBOOK = {"force_jupyter": False, "force_terminal": False} if "ipykernel" in sys.modules else {}
+console = Console(highlight=False, soft_wrap=True, **NOTEBOOK)
 """Standard output."""
-aside = Console(highlight=False, soft_wrap=True, stderr=True)
+aside = Console(highlight=False, soft_wrap=True, stderr=True, **NOTEBOOK)
 """Standard error."""
 PAUSE = 5.0
 """Seconds between two lines of progress in a log, at least: what is over sooner needs none."""

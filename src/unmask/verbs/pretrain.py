@@ -39,7 +39,8 @@ class Pretrain(Training):
     transformer, such as vit-lite-7/4, cvt-7/4 or cct-7/3x1; or a model of timm, such as resnet50, untrained. Where the method
     can train it."""
     probe: str | None = None
-    """Labelled images to test the encoder on while it trains and at the end (--data must have labels too)."""
+    """Labelled images to test the encoder on while it trains and at the end: with the labels of --data, or by five folds of these
+    images where --data has none."""
     shard: bool = False
     """Under torchrun: cut weights and optimiser state into a part for each process (FSDP2), where they do not fit whole."""
 
@@ -65,6 +66,9 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     columns = {"image": settings.image, "label": settings.label, "group": settings.group}
     source = open_source(str(settings.data), **columns)
     test = open_source(settings.probe, **columns) if settings.probe else None
+    taught = source  # whose labels the probes learn
+    if test is not None and "label" not in source.table:
+        taught, test = test, None
     same_data(stored, source, out)
     surveyed = survey(source, sample=2000)
     choices, own = settled(kind, settings, own, surveyed, device)
@@ -76,7 +80,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
     else:
         preprocess = measured(source, settings, value, size, kind.NORMALISED)
     probing = {"device": device, "precision": precision, "workers": value["workers"]}
-    probe = watch_probe(source, test, preprocess, size, **probing) if test is not None else None
+    probe = watch_probe(taught, test, preprocess, size, **probing) if settings.probe else None
 
     # The model, the data, the run
     def build() -> Any:
@@ -106,7 +110,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         probe=probe,
         watch=watch,
         shard=settings.shard,
-        said=f"; probed on {len(test):,} images of {test.name}" if test is not None else "",
+        said=f"; probed on {len(test or taught):,} images of {(test or taught).name}" if settings.probe else "",
     )
     run, failure, judged = outcome.run, outcome.failure, None
 
@@ -125,7 +129,7 @@ def pretrain(method: str, settings: Pretrain, own: Any) -> dict[str, Any]:
         }
         interop.save(trained.encoder, run.folder / "encoder", known)
         draw(run, trained, watch, preprocess)
-        shown = source if test is not None else few(source, 5000, seed=settings.seed)  # five folds of more take longer
+        shown = taught if test is not None else few(taught, 5000, seed=settings.seed)  # five folds of more take longer
         with distributed.apart():
             judged = judge(
                 trained.encoder,

@@ -223,11 +223,15 @@ def compare(
 
 
 def watch_probe(
-    train: Source, test: Source, preprocess: Preprocess, size: tuple[int, int], **extractor: Any
+    train: Source, test: Source | None, preprocess: Preprocess, size: tuple[int, int], **extractor: Any
 ) -> Callable:
-    """A quick k-NN for the log: 1,500 images of `train` judge 500 of `test`."""
+    """A quick k-NN for the log: 1,500 images of `train` judge 500 of `test`, or without one of a fifth of `train`."""
     require_classes(train)
-    train = few(labelled(train), 1500, seed=0)
+    train = labelled(train)
+    if test is None:
+        learnt, held = splits.held_out(train.targets(), groups_of(train), seed=0)
+        train, test = train.subset(learnt), train.subset(held)
+    train = few(train, 1500, seed=0)
     test = few(labelled(aligned(test, train)), 500, seed=0)
 
     def accuracy(encoder: nn.Module) -> dict[str, float]:
