@@ -310,8 +310,9 @@ def test_neighbours_are_clicked(address, visit, shelf):
     Image.fromarray(index.source.image(7)[0].numpy().astype(np.uint16) * 257).save(data, format="PNG")
     page.get_by_label("what it learnt").click()
     expect(page.get_by_text("a vector of 384 numbers").locator("visible=true")).to_be_visible()
-    upload = page.locator("#neighbours-upload input[type=file], input#neighbours-upload")
-    upload.set_input_files({"name": "<i>own.png", "mimeType": "image/png", "buffer": data.getvalue()})
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Your own image").locator("visible=true").click()
+    chooser.value.set_files({"name": "<i>own.png", "mimeType": "image/png", "buffer": data.getvalue()})
     expect(page.locator("#query")).to_contain_text("<i>own.png, uploaded")
     assert places(page, "#near")[0] == 7 and "north<b>" not in page.locator("#near").inner_html()
 

@@ -127,7 +127,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             view,
             gr.update(visible=True),
             words,
-            choose or gr.update(),
+            *(choose or (gr.update(), gr.update())),
             picture,
             key(colours, view),
             *point(index, view),

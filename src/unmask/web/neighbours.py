@@ -68,7 +68,6 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
                 type="filepath",
                 size="sm",
                 min_width=120,
-                elem_id="neighbours-upload",
             )
         by = gr.Radio([LEARNT, UNTRAINED, PIXELS], value=LEARNT, label="Alike by")
         with gr.Row():
