@@ -69,7 +69,7 @@ def chromium():
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=12_000)  # of a busy machine
-    program = shutil.which("chromium") or shutil.which("google-chrome")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with sync_playwright() as playwright:
@@ -94,7 +94,7 @@ def served():
             while not server.started:
                 time.sleep(0.01)
             yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-            server.should_exit = True
+            server.should_exit = server.force_exit = True  # whatever a browser still listens to
             thread.join(timeout=20)
 
     return serve

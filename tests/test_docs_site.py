@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import re
-import shutil
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +17,6 @@ from unmask.cli import VERBS
 from unmask.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FETCHED = {
     "script": "src",
     "img": "src",
@@ -160,24 +158,19 @@ def test_equations_are_mathml(site):
             assert "\\" not in equation and "<mi>&</mi>" not in equation, f"{page}: {equation}"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to open the pages in")
-def test_pages_open_in_a_browser(site):
-    from playwright.sync_api import sync_playwright
-
+def test_pages_open_in_a_browser(site, chromium):
     asked, errors = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.route(re.compile(r"^(?!file:|data:|about:|blob:)"), lambda route: route.abort())
-        for name in ("index.html", "methods/mae.html", "reference/parts.html"):
-            page.goto((site / name).as_uri())
-            assert page.locator("h1").first.is_visible()
-            wide = page.evaluate("document.documentElement.scrollWidth")
-            assert wide <= 390, f"{name} is {wide} pixels wide on a phone: what is wide must scroll in a box of its own"
-        page.goto((site / "index.html").as_uri() + "?q=effective+rank")  # the search, without a server
-        page.locator(".md-search-result__item").first.wait_for(state="attached", timeout=20_000)
-        browser.close()
+    page = chromium.new_page(viewport={"width": 390, "height": 844})
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.route(re.compile(r"^(?!file:|data:|about:|blob:)"), lambda route: route.abort())
+    for name in ("index.html", "methods/mae.html", "reference/parts.html"):
+        page.goto((site / name).as_uri())
+        assert page.locator("h1").first.is_visible()
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, f"{name} is {wide} pixels wide on a phone: what is wide must scroll in a box of its own"
+    page.goto((site / "index.html").as_uri() + "?q=effective+rank")  # the search, without a server
+    page.locator(".md-search-result__item").first.wait_for(state="attached", timeout=20_000)
+    page.close()
     assert not errors
     assert not [url for url in asked if not url.startswith(("file:", "data:", "about:", "blob:"))]
