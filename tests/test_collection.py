@@ -24,9 +24,9 @@ from unmask.errors import BadInput
 from unmask.evaluate.features import Pixels, scales, standardise
 from unmask.verbs.load import load, load_mae
 from unmask.web import collection, maps
-from unmask.web.collection import OWN, PIXELS, UNTRAINED, Asked, Index, Indices, spread, unit
+from unmask.web.collection import PIXELS, UNTRAINED, Asked, Index, Indices, spread, unit
 from unmask.web.maps import FLAT, NEAR, PLAIN, View, colourable, coloured, framed, laid_out
-from unmask.web.shelf import Shelf
+from unmask.web.shelf import OWN, Shelf
 
 
 def index_of(vectors, **columns):

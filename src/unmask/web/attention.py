@@ -62,7 +62,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             row, column = int(y * rows), int(x * columns)
             mark, patch = (column / columns, row / rows, 1 / columns, 1 / rows), row * columns + column
         clicked = drawn(png(image), "the image; click a patch", grid if isinstance(encoder, ViT) else None, mark=mark)
-        return clicked, show(encoder, images, image, mass, patch)
+        return clicked, show(encoder, images, image, mass, patch, chosen.words(shelf))
 
     @told
     def touch(event: gr.EventData) -> tuple[float, float]:
@@ -78,7 +78,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
 
 
 @torch.inference_mode()
-def show(encoder: ViT | CCT, images: Tensor, image: Tensor, mass: float, patch: int | None) -> str:
+def show(encoder: ViT | CCT, images: Tensor, image: Tensor, mass: float, patch: int | None, name: str) -> str:
     """HTML of where the heads look in an image, (1, C, H, W) normalised and (C, H, W) to be shown, from a patch or, if that is
     None, from all of it."""
     pictures = []

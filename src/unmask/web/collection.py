@@ -40,8 +40,6 @@ JUDGED = 1000
 SIDE = 160
 """Of the longer side of a picture in the page, in pixels, at most."""
 
-OWN = "own"
-"""What a run's own images are called among the collections, which are called by what was typed; `./own` is a folder."""
 LEARNT, UNTRAINED, PIXELS = "what it learnt", "the same encoder, untrained", "raw pixels"
 
 
@@ -183,7 +181,7 @@ def made(shelf: Shelf, asked: Asked, said: Callable[[int, int], None]) -> Index:
     """Look at every image. said: is told how many have been seen, and of how many. BadInput where there is no such encoder or
     collection, the two do not fit, or the encoder has diverged."""
     encoder, preprocess = shelf.encoder(asked.encoder)
-    whole = shelf.own(asked.encoder) if asked.collection == OWN else shelf.collection(asked.collection)
+    whole = shelf.images(asked.encoder, asked.collection)
     rows = spread(len(whole), MOST)
     source = whole if len(rows) == len(whole) else whole.subset(rows)
     device = torch.device("cpu") if asked.by == PIXELS else engine.choose_device("auto")
@@ -284,9 +282,7 @@ def choosers(shelf: Shelf, page: gr.Blocks) -> tuple[gr.Dropdown, gr.Dropdown, g
         return gr.update(choices=names, value=chosen), collections(chosen, None), gr.update(interactive=bool(names))
 
     def collections(encoder: str | None, chosen: str | None) -> dict:
-        there: list[tuple[str, str]] = [(name, name) for name in shelf.collections]
-        if encoder in shelf.runs():
-            there.append(("what it was trained on", OWN))
+        there = shelf.offered(encoder)
         names = [name for _, name in there]
         return gr.update(choices=there, value=chosen if chosen in names else next(iter(names), None))
 

@@ -231,7 +231,7 @@ def neighbourly(index: Index) -> Layout:
     try:
         from umap import UMAP
     except ImportError:
-        raise BadInput("UMAP needs a package that is not installed: pip install 'unmask[study]'") from None
+        raise BadInput("UMAP needs a package that is not installed: pip install 'unmask[ui]'") from None
     scores, _ = components(index, COMPONENTS)
     near, init = min(15, len(index) - 1), "spectral" if len(index) > 50 else "random"
     layout = UMAP(n_neighbors=near, random_state=0, n_jobs=1, init=init, verbose=False)

@@ -55,13 +55,13 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
         settings = dataclasses.replace(method.settings, mask_ratio=ratio, masking=masking)
         grid = method.encoder.grid_for(method.encoder.image_size)
         keep, _ = method.sample(sample_seeds(seed, 0, torch.zeros(1, dtype=torch.int64)), grid, settings)
-        return show(method, images, preprocess, keep)
+        return show(method, images, preprocess, keep, chosen.words(shelf))
 
     @told
     def paint(run: str, chosen: Chosen, event: gr.EventData) -> tuple[str, str]:
         method, images, preprocess = looked_at(shelf, run, chosen)
         rows, columns = method.encoder.grid_for(method.encoder.image_size)
-        return show(method, images, preprocess, kept(event.hidden, rows * columns)[None])
+        return show(method, images, preprocess, kept(event.hidden, rows * columns)[None], chosen.words(shelf))
 
     quick: dict[str, Any] = {"outputs": [picture, painted], "show_progress": "hidden", "trigger_mode": "always_last"}
     ratio.input(draw, given, **quick)
@@ -85,7 +85,7 @@ def kept(hidden: Any, patches: int) -> Tensor:
 
 
 @torch.inference_mode()
-def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor) -> tuple[str, str]:
+def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor, name: str) -> tuple[str, str]:
     """The value of a canvas with an image (1, C, H, W), normalised, and its hidden patches, all but those at `keep` (1, K); and
     HTML of what is painted there: the original, the reconstruction, that with what was seen pasted over it, the difference."""
     P, (H, W) = method.encoder.patch_size, images.shape[2:]
@@ -107,7 +107,8 @@ def show(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor) -> t
     told = method.loss(images, keep, torch.tensor([hidden]))
     loss, constant = (float(told[name]) for name in ("loss", "uninformed"))
     words = (
-        f"{len(hidden)} of {N} patches hidden: loss {loss:.3f}; the best constant for these patches has {constant:.3f}."
+        f"{len(hidden)} of {N} patches hidden: loss {loss:.3f}; the best constant for these patches "
+        f"has {constant:.3f}. {name}"
     )
     shown = tiles(
         (

@@ -1,6 +1,7 @@
 """Choosing an encoder, and an image for it: a sample of a collection, or one's own."""
 
 import functools
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from unmask.data.loader import centred
 from unmask.data.source import Source
 from unmask.errors import BadInput
 from unmask.web.canvas import dropzone, picker, png, strip
-from unmask.web.shelf import Shelf
+from unmask.web.shelf import OWN, Shelf
 from unmask.web.uploads import MOST_BYTES, MOST_PIXELS, told
 
 SHOWN = 12
@@ -30,19 +31,28 @@ class Chosen:
     collection: str = ""
     number: int = 0
     """Of the image in its collection."""
+    run: str = ""
+    """Whose own images these are, if they are a run's."""
     upload: str = ""
     """What unmask.web.uploads knows it by, if it was uploaded."""
 
     def image(self, shelf: Shelf) -> Tensor:
         """Its pixels (C, H, W). BadInput or UnreadableImage if they cannot be had."""
-        return shelf.uploads.image(self.upload) if self.upload else shelf.collection(self.collection).image(self.number)
+        if self.upload:
+            return shelf.uploads.image(self.upload)
+        return shelf.images(self.run, self.collection).image(self.number)
 
     def words(self, shelf: Shelf) -> str:
         """What it is called, and its label."""
         if self.upload:
             return shelf.uploads.name(self.upload)
-        known = shelf.collection(self.collection).table.iloc[self.number]
+        known = shelf.images(self.run, self.collection).table.iloc[self.number]
         return " · ".join(str(known[column]) for column in ("path", "label") if known.get(column) is not None)
+
+
+def whose(run: str, collection: str) -> str:
+    """The run that a collection belongs to, if it is a run's own."""
+    return run if collection == OWN else ""
 
 
 @functools.lru_cache(maxsize=64)
@@ -72,25 +82,30 @@ class Chooser:
     def __init__(self, shelf: Shelf, page: gr.Blocks, names: Callable[[], Sequence[str]]):
         """names: which encoders can be chosen, as they are now."""
         there = list(names())
+        first = there[0] if there else None
         with gr.Row():
-            self.run = gr.Dropdown(there, value=there[0] if there else None, label="Encoder", filterable=True)
-            collection = gr.Dropdown(list(shelf.collections), label="Samples of", filterable=True)
+            self.run = gr.Dropdown(there, value=first, label="Encoder", filterable=True)
+            collection = gr.Dropdown(shelf.offered(first), label="Samples of", filterable=True)
         samples = picker()
         more = gr.Button("Other samples", size="sm")
         drop = image_drop()
         self.chosen = gr.State(None)
         turn, numbers = gr.State(0), gr.State([])
 
-        @told
         def look(run: str | None, name: str, turn: int, chosen: Chosen | None) -> tuple[Any, ...]:
             if not run:
                 return "", [], chosen
-            source, (_, preprocess) = shelf.collection(name), shelf.encoder(run)
-            found = shown(source, preprocess, turn)
-            if not found:
-                raise BadInput(f"no sample of {name} can be shown to {run}, which takes {preprocess.channels} channels")
-            if chosen is None or (chosen.upload is None and chosen.collection != name):
-                chosen = Chosen(name, max(found, key=lambda number: float(found[number].std())))  # not a blank one
+            try:
+                source, (_, preprocess) = shelf.images(run, name), shelf.encoder(run)
+                if not (found := shown(source, preprocess, turn)):
+                    raise BadInput(
+                        f"nothing of {name} can be shown to {run}, which takes {preprocess.channels} channels"
+                    )
+            except BadInput as error:  # said where the samples would be: another collection may be chosen
+                return f'<p class="note">{html.escape(str(error))}</p>', [], chosen
+            if chosen is None or not (chosen.upload or (chosen.collection, chosen.run) == (name, whose(run, name))):
+                varied = max(found, key=lambda number: float(found[number].std()))  # not a blank one
+                chosen = Chosen(name, varied, whose(run, name))
             paths = source.table["path"]
             return strip([(str(paths.iat[i]), png(small)) for i, small in found.items()]), list(found), chosen
 
@@ -99,15 +114,16 @@ class Chooser:
         gr.on([self.run.change, collection.change, page.load], look, given, outputs, show_progress="hidden")
         more.click(lambda turn: turn + 1, turn, turn).then(look, given, outputs, show_progress="hidden")
         page.load(lambda: gr.update(choices=list(names())), outputs=self.run)
+        self.run.change(lambda run: gr.update(choices=shelf.offered(run)), self.run, collection, show_progress="hidden")
 
         @told
-        def pick(name: str, numbers: list[int], event: gr.EventData) -> Chosen:
+        def pick(run: str, name: str, numbers: list[int], event: gr.EventData) -> Chosen:
             index = event.index  # from a browser: anything
             if not isinstance(index, int) or not 0 <= index < len(numbers):
                 raise BadInput("there is no such sample: load the page anew")
-            return Chosen(name, numbers[index])
+            return Chosen(name, numbers[index], whose(run, name))
 
-        samples.picked(pick, [collection, numbers], self.chosen, trigger_mode="multiple")
+        samples.picked(pick, [self.run, collection, numbers], self.chosen, trigger_mode="multiple")
 
         @told
         def take(run: str | None, event: gr.EventData) -> Chosen:

@@ -20,6 +20,8 @@ from unmask.web.uploads import Uploads
 
 DEPTH = 3
 """How far below a folder runs are looked for."""
+OWN = "own"
+"""What a run's own images are called among the collections, which are called by what was typed; `./own` is a folder."""
 FRESH = 2.0
 """Seconds for which what was found there stands."""
 
@@ -83,6 +85,15 @@ class Shelf:
     def collection(self, name: str) -> Source:
         """The images called so. BadInput where there are none."""
         return self._named(self.collections, name)
+
+    def images(self, encoder: str | None, collection: str) -> Source:
+        """The images called so; for OWN those that the encoder learnt from. BadInput where there are none."""
+        return self.own(encoder or "") if collection == OWN else self.collection(collection)
+
+    def offered(self, encoder: str | None) -> list[tuple[str, str]]:
+        """What to call the collections beside an encoder, and their names: its own first, if it is a run."""
+        own = [("its own images", OWN)] if encoder in self.runs() else []
+        return own + [(name, name) for name in self.collections]
 
     def own(self, name: str) -> Source:
         """The images that the run called so learnt from, as they are now. BadInput where they cannot be opened any more, or would
