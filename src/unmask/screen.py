@@ -17,10 +17,10 @@ from rich.text import Text
 Each = TypeVar("Each")
 
 # In a notebook nothing is drawn over again, and each line would else be a display of its own.
-NOTEBOOK = {"force_jupyter": False, "force_terminal": False} if "ipykernel" in sys.modules else {}
-console = Console(highlight=False, soft_wrap=True, **NOTEBOOK)
+TERMINAL = False if "ipykernel" in sys.modules else None
+console = Console(highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=TERMINAL)
 """Standard output."""
-aside = Console(highlight=False, soft_wrap=True, stderr=True, **NOTEBOOK)
+aside = Console(highlight=False, soft_wrap=True, stderr=True, force_jupyter=False, force_terminal=TERMINAL)
 """Standard error."""
 PAUSE = 5.0
 """Seconds between two lines of progress in a log, at least: what is over sooner needs none."""

@@ -18,6 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from gradio.themes import Base, colors
 
 from unmask.errors import BadInput
 from unmask.screen import console
@@ -40,8 +41,8 @@ POLICY = "; ".join(
         "object-src 'none'",
     )
 )
-THEME = gr.themes.Base(
-    primary_hue=gr.themes.colors.blue,
+THEME = Base(
+    primary_hue=colors.blue,
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
