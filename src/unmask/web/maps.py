@@ -145,7 +145,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
             kept = view.column if view is not None and view.column in columns and view.column != PLAIN else known
             view = View(asked, column=kept)
         view = dataclasses.replace(view, layout=layout)
-        ways = [(FLAT, FLAT), (f"UMAP (once about {15 + len(index) // 400} s)", NEAR)]
+        ways = [(FLAT, FLAT), (f"UMAP (once about {30 + len(index) // 200} s)", NEAR)]
         return show(view, index, places, gr.update(choices=ways), gr.update(choices=columns, value=view.column))
 
     def again(view: View) -> tuple:
