@@ -380,7 +380,8 @@ def main() -> None:
             print(f"{name}: {result['verdict']} ({result['sentence']}); {' | '.join(result['advice'])}", flush=True)
     folders = {name: settings.out / name.replace(" ", "-") for name in RUNS}
     runs = {name: facts(name, folder) for name, folder in folders.items() if (folder / "result.json").is_file()}
-    RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items())  # a line a run
+    RESULTS.write_text(f"{{\n{lines}\n}}\n")
     pictures(runs, settings.out)
 
 
