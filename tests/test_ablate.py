@@ -17,7 +17,7 @@ from unmask.training.run import Run
 from unmask.verbs.grids import GRIDS
 from unmask.verbs.plan import Needs, needs
 
-pytestmark = pytest.mark.usefixtures("hasty_probes")
+pytestmark = pytest.mark.usefixtures("hasty_probes", "shallow")
 SMALL = ["--encoder", "vit-tiny/4", "--batch-size", "64", "--device", "cpu", "--workers", "0", "--precision", "float32"]
 SMALL += ["--base-lr", "0.004", "--data", "digits", "--test", "digits:test"]
 

@@ -18,7 +18,7 @@ from unmask.cli import VERBS, main
 from unmask.data.sources import open_source
 from unmask.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("hasty_probes")
+pytestmark = pytest.mark.usefixtures("hasty_probes", "shallow")
 SMALL = ["--image-size", "8", "--batch-size", "64", "--workers", "0", "--precision", "float32", "--base-lr", "4e-3"]
 
 
