@@ -300,7 +300,7 @@ def test_an_image_is_seen_whole_whatever_its_shape():
 # The command
 
 
-def test_the_command_is_gone_on_with_and_judged(squares, shallow, tmp_path, capsys):
+def test_the_command_is_gone_on_with_and_judged(squares, tmp_path, capsys):
     options = ["--data", str(squares), "--encoder", "vit-tiny/8", "--image-size", "64", "--map-channels", "32"]
     options += ["--proposals", "16", "--steps", "3", "--batch-size", "4", "--precision", "float32", "--seed", "3"]
     main_of(["detect", *options, "--out", str(tmp_path / "whole")])

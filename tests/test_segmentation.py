@@ -393,7 +393,7 @@ QUICK += ["--precision", "float32"]
 
 
 @pytest.fixture(scope="module")
-def segmented(pictures, shallow, tmp_path_factory):
+def segmented(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "segmented"
     train, test = pictures
     told = ["--data", train, "--test", test, "--encoder", "vit-tiny/16", "--steps", "40", "--base-lr", "0.1"]
@@ -521,7 +521,7 @@ def test_a_linear_head_takes_no_pyramid(segmented, pictures, tmp_path, capsys):
         assert f"{option[0]}: " in capsys.readouterr().err
 
 
-def test_camvid_begins(data_dir, shallow, tmp_path):
+def test_camvid_begins(data_dir, tmp_path):
     folder = data_dir / "camvid"
     if not folder.is_dir():
         pytest.skip("CamVid is not in the folder of real data sets")
