@@ -94,7 +94,7 @@ def test_the_table_is_what_the_runs_own_files_say(ratios):
         assert cell["seconds"] == pytest.approx(sum(line["seconds"] for line in of.history()))
         assert cell["loss"] == done["loss"] and cell["encoder_parameters"] == done["encoder_parameters"]
         assert float(row["linear"]) == linear["accuracy"] and row["status"] == cell["status"] == "finished"
-    assert result["cells"][0]["times"] > 1.3 and result["cells"][1]["times"] == 1  # twice as many patches are encoded
+    assert result["cells"][0]["times"] > 1.15 and result["cells"][1]["times"] == 1  # twice as many patches are encoded
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "report.html").read_text()
     assert (
