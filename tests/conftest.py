@@ -12,9 +12,11 @@ from unmask.data.decode import Preprocess
 from unmask.data.sources import open_source
 from unmask.evaluate import knn, linear
 from unmask.evaluate.features import extract, standardise
+from unmask.models.vit import SIZES
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 os.environ["OMP_NUM_THREADS"] = "1"  # the same in processes that tests start
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of them would compile torch's thousands of files: 10 seconds
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +62,15 @@ def hasty_probes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear, "LEAST_STEPS", 20)
         patch.setattr(linear, "PENALTIES", linear.PENALTIES[:2])
+        yield
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """A vit-tiny of two blocks instead of twelve, for tests of what is done with an encoder, not of what it is worth."""
+    width, _, heads = SIZES["vit-tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "vit-tiny", (width, 2, heads))
         yield
 
 

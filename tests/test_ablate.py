@@ -17,7 +17,7 @@ from unmask.training.run import Run
 from unmask.verbs.grids import GRIDS
 from unmask.verbs.plan import Needs, needs
 
-pytestmark = pytest.mark.usefixtures("hasty_probes")
+pytestmark = pytest.mark.usefixtures("hasty_probes", "shallow")
 SMALL = ["--encoder", "vit-tiny/4", "--batch-size", "64", "--device", "cpu", "--workers", "0", "--precision", "float32"]
 SMALL += ["--base-lr", "0.004", "--data", "digits", "--test", "digits:test"]
 
@@ -94,7 +94,7 @@ def test_the_table_is_what_the_runs_own_files_say(ratios):
         assert cell["seconds"] == pytest.approx(sum(line["seconds"] for line in of.history()))
         assert cell["loss"] == done["loss"] and cell["encoder_parameters"] == done["encoder_parameters"]
         assert float(row["linear"]) == linear["accuracy"] and row["status"] == cell["status"] == "finished"
-    assert result["cells"][0]["times"] > 1.3 and result["cells"][1]["times"] == 1  # twice as many patches are encoded
+    assert result["cells"][0]["times"] > 1.15 and result["cells"][1]["times"] == 1  # twice as many patches are encoded
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "report.html").read_text()
     assert (

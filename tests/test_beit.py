@@ -385,7 +385,7 @@ def test_mae_and_tokens_go_together():
 # From end to end
 
 
-def test_from_images_to_tokens_to_encoders(tmp_path, capsys):
+def test_from_images_to_tokens_to_encoders(tmp_path, shallow, capsys):
     (folder := tmp_path / "pictures").mkdir()
     for i, image in enumerate((pictures(32, 8, 8) * 50 + 128).clamp(0, 255).byte().numpy()):
         Image.fromarray(image).save(folder / f"{i}.png")

@@ -229,6 +229,15 @@ def unmask_export(path: Path, out: Path) -> None:
         unmask.export(path, out=out)
 
 
+def test_an_encoder_is_named_whatever_it_is():
+    """As a run that goes on from another has it, whose settings name none."""
+    named = {
+        name: card.encoder_name({}, build(name, image_size=(16, 16)).config) for name in ("vit-tiny/8", "cct-2/3x2")
+    }
+    assert named["vit-tiny/8"] == "ViT of 12 blocks, 192 wide, with patches of 8 pixels"
+    assert named["cct-2/3x2"] == "CCT of 2 blocks, 128 wide, with 2 convolutions of 3 pixels"
+
+
 def test_sources_keep_their_last_name_only():
     assert card.bare("/home/me/photos/") == "photos" and card.bare("C:\\pictures\\cats") == "cats"
     assert (

@@ -47,7 +47,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quiet(pictures, tmp_path_factory):
+def quiet(pictures, shallow, tmp_path_factory):
     """A run that was told to be quiet, one of whose pictures is torn; and what it said on either way out."""
     torn, folder = tmp_path_factory.mktemp("torn"), tmp_path_factory.mktemp("here") / "runs" / "first"
     shutil.copytree(pictures, torn, dirs_exist_ok=True)

@@ -7,7 +7,7 @@ import pytest
 import unmask
 from unmask.cli import main
 
-pytestmark = pytest.mark.usefixtures("hasty_probes")
+pytestmark = pytest.mark.usefixtures("hasty_probes", "shallow")
 
 
 @pytest.fixture(scope="module")

@@ -266,7 +266,7 @@ def test_it_learns_components():
     assert fit(mae, loader, Recipe(150, 3e-3, warmup=15))[-1]["ratio"] < 0.65
 
 
-def test_a_run_of_components_goes_on_and_paints(tmp_path, hasty_probes):
+def test_a_run_of_components_goes_on_and_paints(tmp_path, hasty_probes, shallow):
     options = {
         "target": "pca",
         "encoder": "vit-tiny/4",

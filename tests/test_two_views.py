@@ -19,7 +19,7 @@ from unmask.training.engine import fit
 from unmask.training.optim import Recipe
 from unmask.verbs.load import load_run
 
-pytestmark = pytest.mark.usefixtures("hasty_probes")
+pytestmark = pytest.mark.usefixtures("hasty_probes", "shallow")
 OPTIONS = {"simclr-v2": {"memory": 100}, "byol": {"hidden": 32, "projection": 16}}
 
 

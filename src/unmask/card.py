@@ -120,7 +120,10 @@ def encoder_name(settings: Mapping[str, Any], encoder: Mapping[str, Any]) -> str
         return str(told or encoder["backbone"])
     if "width" not in encoder:
         return "encoder of a discrete VAE"
-    return f"ViT of {encoder['depth']} blocks, {encoder['width']} wide, with patches of {encoder['patch_size']} pixels"
+    kind, cut = "ViT", f"patches of {encoder.get('patch_size')} pixels"
+    if "kernel" in encoder:
+        kind, cut = "CCT", f"{encoder['convolutions']} convolutions of {encoder['kernel']} pixels"
+    return f"{kind} of {encoder['depth']} blocks, {encoder['width']} wide, with {cut}"
 
 
 # The front matter
