@@ -10,6 +10,7 @@ import yaml
 
 import unmask
 from unmask.cli import main
+from unmask.debitage import look
 from unmask.debitage.study import load
 from unmask.errors import BadInput
 from unmask.verbs.networks import Networks, answers
@@ -27,9 +28,12 @@ def three(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(three, tmp_path_factory):
+    """A study without UMAP, which is compiled for ten seconds first; test_debitage_pictures.py looks at it."""
     out = tmp_path_factory.mktemp("judged") / "out"
     tiny = {"epochs": 1, "pretrain_epochs": 1, "vit": "vit-lite-2/8", "resnet": "resnet10t", "pixels": 32}
-    return out, unmask.study(three, out=out, **SMALL, **tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(look, "FEWEST", 10_000)
+        yield out, unmask.study(three, out=out, **SMALL, **tiny)
 
 
 def test_the_published_design_is_caught_and_the_naive_analysis_stands_beside(judged):
