@@ -7,6 +7,7 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,6 +245,7 @@ def test_all_lies_in_a_folder_that_is_gone_at_the_end(served, shelf, visit, tmp_
         put(page, file(np.full((20, 20, 3), 200, dtype=np.uint8)), "mine.png")
         page.wait_for_timeout(1500)
         assert not list(tmp_path.rglob("*.png"))  # uploads stay in memory
+        assert not list(Path(uploads.__file__).parent.glob("*.pyi"))  # as gradio writes beside the source of a class
     assert list(tmp_path.iterdir()) == []
 
 

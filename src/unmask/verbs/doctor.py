@@ -46,7 +46,7 @@ EXTRAS = {
     "webdataset": (("webdataset",), "--data wds:PATTERN.tar"),
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "unmask export --to onnx"),
     "study": (("umap", "openpyxl"), "unmask study"),
-    "ui": (("gradio",), "unmask ui"),
+    "ui": (("gradio", "umap"), "unmask ui"),
 }
 """What is installed by pip install 'unmask[NAME]': its modules, and what needs them."""
 # Where words change: set by hand

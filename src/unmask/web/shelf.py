@@ -137,7 +137,7 @@ def _folders(roots: tuple[Path, ...], now: int) -> dict[str, Path]:
             while name in found:  # the same name below another root
                 name = f"{name}′"
             found[name] = path
-    return dict(sorted(found.items(), key=lambda each: -(each[1] / "settings.yaml").stat().st_mtime))
+    return dict(sorted(found.items(), key=lambda each: -_changed(each[1] / "settings.yaml")))
 
 
 @functools.lru_cache(maxsize=6)
@@ -153,7 +153,15 @@ def _source(data: str, **columns: str) -> Source:
 
 
 def _written(path: Path) -> int:
-    return max(each.stat().st_mtime_ns for each in (path, *path.glob("encoder/*"), *path.glob("checkpoints/*")))
+    return max(map(_changed, (path, *path.glob("encoder/*"), *path.glob("checkpoints/*"))))
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 if it is gone by now."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _with_settings(root: Path, depth: int) -> list[Path]:

@@ -94,7 +94,7 @@ def told(act: Callable) -> Callable:
     def wrapped(*given: Any, **named: Any) -> Any:
         try:
             return act(*given, **named)
-        except (BadInput, UnreadableImage) as error:
+        except (BadInput, UnreadableImage, OSError) as error:  # OSError: a run that was deleted meanwhile
             raise gr.Error(str(error), print_exception=False) from None
 
     return wrapped
