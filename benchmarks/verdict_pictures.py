@@ -62,7 +62,14 @@ DINO = {
 }
 BYOL_SMALL = {"encoder": "vit-lite-2/8", "image_size": "32", "batch_size": 64, "steps": 400}
 DVAE = {"of": "digits", "steps": 150}
-LARGE = {"encoder": "vit-lite-2/4", "image_size": "32", "batch_size": 16, "workers": 0}
+LARGE = {
+    "encoder": "vit-lite-2/4",
+    "image_size": "32",
+    "batch_size": 16,
+    "steps": 300,
+    "workers": 0,
+    "optimiser": "muon",
+}
 LABELLED = {"encoder": "vit-lite-2/8", "image_size": "64", "batch_size": 64, "steps": 150}
 
 
@@ -93,13 +100,13 @@ def noise(folder: Path) -> str:
 
 
 def enlarged(folder: Path) -> str:
-    """32 crops of photographs, enlarged to 1024 pixels a side and written as PNG, which cannot be decoded in part."""
+    """32 crops of photographs, enlarged to 512 pixels a side and written as PNG, which cannot be decoded in part."""
     if not folder.is_dir():
         folder.mkdir(parents=True)
         source = open_source("photos")
         for i in np.linspace(0, len(source) - 1, 32).astype(int):
             pixels = source.image(int(i)).permute(1, 2, 0).numpy()
-            Image.fromarray(pixels).resize((1024, 1024)).save(folder / f"{i:05}.png", compress_level=1)
+            Image.fromarray(pixels).resize((512, 512)).save(folder / f"{i:05}.png", compress_level=1)
     return str(folder)
 
 
@@ -139,14 +146,14 @@ def on_noise(out: Path) -> dict[str, Any]:
 
 
 def slow(out: Path) -> dict[str, Any]:
-    return unmask.pretrain("mae", data=enlarged(out.parent / "large"), out=out, steps=12, **LARGE)
+    return unmask.pretrain("mae", data=enlarged(out.parent / "large"), out=out, **LARGE)
 
 
 def packed(out: Path) -> dict[str, Any]:
     store = out.parent / "store"
     if not (store / "result.json").is_file():
         unmask.pack(enlarged(out.parent / "large"), out=store, short_side=64)
-    return unmask.pretrain("mae", data=store, out=out, steps=60, **LARGE)
+    return unmask.pretrain("mae", data=store, out=out, **LARGE)
 
 
 RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -350,7 +357,7 @@ def pictures(runs: dict[str, Any], folder: Path) -> None:
         "starved": lambda: (
             line(
                 "loader_wait",
-                {"slow files": "PNG files of 1024 pixels", "packed": "the same, packed"},
+                {"slow files": "PNG files of 512 pixels", "packed": "the same, packed"},
                 {"50%": health.STARVED},
             ),
             line("images_per_second", {"slow files": "", "packed": ""}, {}, log=True),

@@ -316,6 +316,24 @@ def test_scripts_are_whole(options, shell, tmp_path):
         subprocess.run([shell, "-n", tmp_path / "script"], check=True)
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish on this machine")
+def test_fish_completes(options, tmp_path):
+    script = tmp_path / "unmask.fish"
+    script.write_text(completion.fish(options))
+
+    def after(line: str) -> set[str]:
+        asked = f"source {script}; complete -C 'unmask {line}'"
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", asked], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        return {each.split("\t")[0] for each in done.stdout.splitlines()}
+
+    assert after("pre") == {"pretrain", "predict"} and after("study ") == {"simulate", "audit", "run"}
+    assert after("pretrain m") >= {"mae", "moco", "moco-v2", "moco-v3"}
+    assert after("pretrain mae --mask-r") == {"--mask-ratio"}
+    assert after("pretrain mae --masking ") == {"random", "block", "grid"}
+
+
 # The doctor
 
 
