@@ -387,7 +387,9 @@ def main() -> None:
             print(f"{name}: {result['verdict']} ({result['sentence']}); {' | '.join(result['advice'])}", flush=True)
     folders = {name: settings.out / name.replace(" ", "-") for name in RUNS}
     runs = {name: facts(name, folder) for name, folder in folders.items() if (folder / "result.json").is_file()}
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items())  # a line a run
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # runs that were made before, elsewhere
+    written = {name: runs.get(name, kept.get(name)) for name in RUNS if name in runs or name in kept}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in written.items())  # a line a run
     RESULTS.write_text(f"{{\n{lines}\n}}\n")
     pictures(runs, settings.out)
 
