@@ -317,7 +317,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole():
 
 # Several processes
 
-RECIPE = Recipe(6, 0.03, **SGD)
+RECIPE = Recipe(4, 0.03, **SGD)  # more steps blow up what float32 rounds in the loss
 CASES = {
     "ViT": lambda: small(vit).double(),
     "ResNet": lambda: small(ghost_batch_size=3).double(),

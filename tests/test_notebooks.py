@@ -13,7 +13,7 @@ nbclient = pytest.importorskip("nbclient")
 
 FOLDER = snippets.ROOT / "docs/notebooks"
 LENGTHS = {  # 132 tiles are the first of which each photograph has two
-    "first-reconstruction": {"CROPS": 48, "STEPS": 2},
+    "first-reconstruction": {"CROPS": 64, "STEPS": 2},
     "own-folder-to-verdict": {"TILES": 132, "STEPS": 2, "BROKEN_STEPS": 2},
     "small-labels": {"IMAGES": 120, "TEST": 24, "STEPS": 2, "CLASSIFIER_STEPS": 2},
     "the-study": {"PARTICLES": 48, "PERMUTATIONS": 19},
@@ -40,4 +40,4 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_OPT", "0")  # UMAP is compiled in each process
     nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) >= 2 and list((tmp_path / "runs").iterdir())
+    assert pictures and list((tmp_path / "runs").iterdir())
