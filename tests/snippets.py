@@ -38,7 +38,7 @@ from PIL import Image
 from unmask import cli, models
 from unmask.data import sources
 from unmask.data.sources import open_source
-from unmask.debitage import controls
+from unmask.debitage import controls, look
 from unmask.evaluate import linear, splits
 from unmask.methods import METHODS
 from unmask.models import compact, dvae, interop, vit
@@ -150,9 +150,11 @@ def short() -> Iterator[None]:
         patch.setattr(linear, "PENALTIES", linear.PENALTIES[:1])
         patch.setattr(splits.folds, "__defaults__", (None, 2, 0))  # two folds, where no number is given
         patch.setattr(controls, "TREES", 3)
+        patch.setattr(
+            look, "FEWEST", 10_000
+        )  # no UMAP, which is compiled for ten seconds: test_debitage_pictures.py looks at it
         save = Figure.savefig
         patch.setattr(Figure, "savefig", lambda figure, *given, **said: save(figure, *given, **said | {"dpi": 20}))
-        patch.setenv("NUMBA_OPT", "0")  # UMAP is compiled once in each process
         yield
 
 
