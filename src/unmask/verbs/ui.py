@@ -37,8 +37,8 @@ def ui(settings: Ui) -> None:
     try:
         from unmask.web import app
         from unmask.web.shelf import Shelf
-    except ImportError:
-        raise BadInput("unmask ui needs gradio: pip install 'unmask[ui]'") from None
+    except ModuleNotFoundError as error:
+        raise BadInput(f"unmask ui needs {error.name}: pip install 'unmask[ui]'") from None
     columns = {"image": settings.image, "label": settings.label, "group": settings.group}
     collections = {name: open_source(name, **columns) for name in settings.data}
     for name in ("photos:test", "digits"):

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from gradio.themes import Base, colors
 
 from unmask.errors import BadInput
-from unmask.screen import console
+from unmask.screen import console, warn
 from unmask.web import attention, maps, neighbours, pages, reconstruct, runs, study
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import receive
@@ -200,10 +200,10 @@ def serve(shelf: Shelf, host: str, port: int) -> None:
             raise BadInput(f"cannot listen on {host}:{port} ({why}): choose another --port, or 0 for any") from None
         with temporary():
             server = uvicorn.Server(uvicorn.Config(application(shelf, loopback), log_level="warning"))
-            where = f"http://{host}:{listening.getsockname()[1]}"
+            where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
             console.print(f"[bold]{where}[/] shows {counted(shelf)}; Ctrl-C ends it", soft_wrap=True)
             if not loopback:
-                console.print("[yellow]warning[/] anybody on the network who reaches this address sees runs and images")
+                warn("[yellow]warning[/] anybody on the network who reaches this address sees runs and images")
             with contextlib.suppress(KeyboardInterrupt):  # uvicorn has closed all, then passes the signal on
                 server.run(sockets=[listening])
 
