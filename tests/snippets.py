@@ -113,9 +113,13 @@ def cut(verb: str, settings: Any) -> Any:
 @contextlib.contextmanager
 def short() -> Iterator[None]:
     """Everything that is called meanwhile is cut."""
+    # All are imported before the first is cut: one imported later would keep what it takes from another, cut for good
+    verbs = {
+        verb: (importlib.import_module(f"unmask.verbs.{module}"), name)
+        for verb, (module, _, name, _) in cli.VERBS.items()
+    }
     with pytest.MonkeyPatch.context() as patch:
-        for verb, (module, _, name, _) in cli.VERBS.items():
-            where = importlib.import_module(f"unmask.verbs.{module}")
+        for verb, (where, name) in verbs.items():
             act = getattr(where, name)
 
             def told(*given: Any, verb: str = verb, act: Callable = act) -> Any:
