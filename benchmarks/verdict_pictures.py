@@ -163,6 +163,9 @@ RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "not a number": mae(60, optimiser="sgd", base_lr=1e5),
     "alike": mae(60, optimiser="adamw", base_lr=4.0),
     "rate too high": mae(30, optimiser="adamw", base_lr=0.1),
+    "risen": mae(120, base_lr=2.0, warmup=0.9),
+    "worse than untrained": learn("mae", labels="true", steps=60, **SMALL | {"optimiser": "adamw", "base_lr": 0.02}),
+    "better than untrained": learn("mae", labels="true", steps=600, **SMALL),
     "byol": learn("byol", **BYOL_SMALL),
     "without predictor": without_predictor,
     "dino": learn("dino", **DINO),
@@ -319,6 +322,18 @@ def pictures(runs: dict[str, Any], folder: Path) -> None:
 
         return panel
 
+    def against_untrained(*names: str) -> Callable[[Axes], None]:
+        rows = [
+            (f"{words}, {test}", runs[name]["scores"][key][who], colour)
+            for key, test in (("knn", "k-NN"), ("linear", "linear"))
+            for name, who, words, colour in (
+                (names[0], "untrained", "untrained", figures.GREY),
+                (names[0], "trained", "rate too high", figures.VERMILION),
+                (names[1], "trained", "the recipe", figures.BLUE),
+            )
+        ]
+        return lambda axes: scored(axes, rows, "right with frozen features, 95% interval")
+
     nothing, bar = {"a model that learnt nothing": 1.0}, {"97%": health.BETTER}
     drawn: dict[str, tuple[Callable[[Axes], None], ...] | Callable[[], Any]] = {
         "learning": lambda: (line("ratio", {"learning": "the recipe"}, bar), paints("learning")),
@@ -332,13 +347,25 @@ def pictures(runs: dict[str, Any], folder: Path) -> None:
             line("ratio", {"rate too high": "a rate 83 times too high", "learning": "the recipe"}, bar),
             line("update_ratio", {"rate too high": "", "learning": ""}, {"0.1% is usual": 1e-3}, log=True),
         ),
+        "risen": lambda: (
+            line("ratio", {"risen": "a rate that rises 500 times as high", "learning": "the recipe"}, nothing),
+            line("update_ratio", {"risen": "", "learning": ""}, {"0.1% is usual": 1e-3}, log=True),
+        ),
+        "worse": lambda: (
+            line(
+                "ratio",
+                {"worse than untrained": "a rate 17 times too high", "better than untrained": "the recipe"},
+                bar,
+            ),
+            against_untrained("worse than untrained", "better than untrained"),
+        ),
         "alike": lambda: (
             line("ratio", {"alike": "a rate 3,333 times too high", "learning": "the recipe"}, nothing, log=True),
             line("feature_std", {"alike": "", "learning": ""}, {"0.001": health.COLLAPSED_STD}, log=True),
         ),
         "targets": lambda: (
             line("ratio", {"without predictor": "BYOL without its predictor", "byol": "BYOL"}, nothing),
-            line("target_std", {"without predictor": "", "byol": ""}, {"0.2": health.COLLAPSED_TARGETS}),
+            line("target_std", {"without predictor": "", "byol": ""}, {"0.4": health.COLLAPSED_TARGETS}),
         ),
         "one-output": lambda: (
             line("information", {"without centring": "without centring", "dino": "DINO"}, {"0.08": health.TOLD_APART}),

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import struct
 import subprocess
@@ -104,9 +105,9 @@ def test_alone_it_says_what_follows_from_each_run(trained, tmp_path, monkeypatch
 
     kept("good", 400, verdict="learning", sentence="the loss is 60%", advice=[])
     kept("bad one", 500, verdict="collapsed", sentence="all images look alike", advice=["lower the learning rate"])
-    kept("cut", 600)
+    kept("cut", 1000)  # after its last step it may be judged for a quarter of an hour
     kept("now", 1)
-    (kept("broken", 700) / "settings.yaml").write_text("method: [")
+    (kept("broken", 1100) / "settings.yaml").write_text("method: [")
     assert run() == 0
     said = capsys.readouterr().out
     first = [line.split("  ")[0] for line in said.splitlines() if line.startswith(("runs/", "'runs/"))]
@@ -118,7 +119,7 @@ def test_alone_it_says_what_follows_from_each_run(trained, tmp_path, monkeypatch
     assert "learning: the loss is 60%\n  unmask probe runs/good --data" in said
     assert "collapsed: all images look alike. Try: lower the learning rate" in said
     assert "stopped: at step 2; go on with\n  unmask pretrain mae --out runs/cut --resume" in said
-    assert "at work: at step 2" in said and "unreadable" in said
+    assert "being judged: at step 2" in said and "unreadable" in said
 
 
 # JSON and silence
@@ -332,6 +333,43 @@ def test_fish_completes(options, tmp_path):
     assert after("pretrain m") >= {"mae", "moco", "moco-v2", "moco-v3"}
     assert after("pretrain mae --mask-r") == {"--mask-ratio"}
     assert after("pretrain mae --masking ") == {"random", "block", "grid"}
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh on this machine")
+def test_zsh_completes(options, tmp_path):
+    """In a terminal, for zsh completes nowhere else: what the key Tab makes of a line."""
+    (tmp_path / "script").write_text(completion.zsh(options))
+    (tmp_path / "a picture.png").touch()
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execvpe("zsh", ["zsh", "-f"], os.environ | {"TERM": "xterm", "PS1": "", "LISTMAX": "0"})
+    said = ""
+
+    def until(mark: str) -> str:
+        nonlocal said
+        while mark not in said:
+            assert select.select([terminal], [], [], 20)[0], f"zsh waits, and said {said[-500:]!r}"
+            said += os.read(terminal, 65536).decode()
+        before, _, said = said.partition(mark)
+        return before
+
+    try:
+        os.write(
+            terminal, b"autoload -U compinit; compinit -u -D; source script; unmask() { print got ${(j:|:)@} end }\n"
+        )
+        for typed, made in (
+            ("pretr", "pretrain"),
+            ("pretrain mae --mask-r", "pretrain|mae|--mask-ratio"),
+            ("pretrain mae --masking bl", "pretrain|mae|--masking|block"),
+            ("study si", "study|simulate"),
+            ("attend a", "attend|a picture.png"),
+        ):
+            os.write(terminal, f"unmask {typed}\t\n".encode())
+            assert until(" end\r\n").rpartition("got ")[2] == made
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
 
 
 # The doctor

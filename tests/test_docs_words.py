@@ -179,3 +179,13 @@ def test_tables_say_what_was_measured(path, file, table):
                 )
                 seen += 1
     assert seen
+
+
+def test_what_is_planned_is_what_the_page_says():
+    """Each row of which.json stands in the table by number of images and hardware, with its memory and its time."""
+    units, page = {"seconds": 3600, "minutes": 60, "hours": 1}, (DOCS / "which.md").read_text()
+    for row in json.loads((RESULTS / "which.json").read_text()):
+        asked = f"| {row['encoder']}, {row['image_size']} | {row['batch_size']:,}, {row['epochs']} |"
+        start = f"| {row['images']:,} | {row['hardware']} {asked} {row['gib']:.2f} GiB"
+        (told,) = re.findall(rf"^{re.escape(start)}(?: each)? \| (\d+) (\w+)", page, re.MULTILINE)
+        assert round(row["hours"] * units[told[1]]) == int(told[0]), start

@@ -51,7 +51,7 @@ PANELS = (
     ("teacher_entropy", "entropy of the teacher's outputs, nats", "with information 0: one output, or all alike"),
     ("kl", "student away from the teacher, nats", "below the information: it foretells it"),
     ("accuracy", "right answers to the task itself", "its own other view, token or class, picked from all"),
-    ("target_std", "how far the targets are apart", "0 to 1; below 0.2 is collapse"),
+    ("target_std", "how far the targets are apart", "0 to 1; below 0.4 is collapse"),
     ("perplexity", "tokens in use, as if evenly", "below 2 is collapse"),
     ("token_kl", "what a token may say, nats", "below 0.1 is collapse"),
     ("test_accuracy", "right on images it does not learn from", "nothing is chosen by it"),

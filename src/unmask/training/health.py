@@ -74,9 +74,10 @@ BETTER = 0.97
 """Loss over uninformed loss above which nothing was learnt."""
 COLLAPSED_STD, COLLAPSED_RANK = 1e-3, 1.5
 """Relative deviation of features, or RankMe, below which all images look alike to the encoder."""
-COLLAPSED_TARGETS = 0.2
+COLLAPSED_TARGETS = 0.4
 """Deviation of what is to be predicted (a method's "target_std", from 0 to 1) below which it is nearly the same for all
-images. In tests/test_byol.py it is 0.8 where BYOL learns, and 0.1 and 0.02 without its predictor or stop-gradient."""
+images. Where BYOL learns it was 0.82 (digits), 0.84 (photographs) and 0.91 (a ResNet-18) at the end; without its predictor 0.12,
+0.23 and 0.15, and without stop-gradient less."""
 TEACHER = ("teacher_entropy", "kl", "information", "uninformed")
 """What is logged of a teacher's outputs: their entropy, the divergence of the student from them, and what they tell of
 which image is seen (mutual information), beside the largest entropy they could have; all in nats."""

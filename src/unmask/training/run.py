@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from unmask.errors import BadInput
 from unmask.training import distributed
+from unmask.training.state import TIMES
 
 
 def write(path: Path, text: str) -> None:
@@ -55,10 +56,6 @@ def revive(kind: type, values: dict[str, Any]) -> Any:
     if "out" in values:
         values["out"] = Path(values["out"])
     return kind(**values)
-
-
-TIMES = ("images_per_second", "loader_wait", "seconds")
-"""What of a line of the log goes to timing.jsonl: metrics.jsonl has only what is the same whenever it is run again."""
 
 
 class Run:

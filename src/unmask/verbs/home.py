@@ -1,6 +1,5 @@
 """unmask, alone: what to do next, from what is here. It looks quickly, and imports nothing heavy."""
 
-import json
 import os
 import shlex
 import time
@@ -9,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.markup import escape
 
 from unmask.screen import clock, console
+from unmask.training.state import document, history, state
 
 DEPTH, LOOKED_AT = 3, 2000
 """How far below a folder runs are looked for, and in how many entries of folders at most."""
 SHOWN = 5
 """Runs that are named."""
-AT_WORK = 180.0
-"""Seconds since a run last wrote something, within which it is taken to be at work."""
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+COLOURS = {"learning": "green", "study": "green", "training": "cyan", "being judged": "cyan", "stopped": "yellow"}
 SUPERVISED = ("finetune", "distill", "detect", "segment")
 
 
@@ -30,7 +28,7 @@ class Next:
 
     folder: str
     state: str
-    """Its verdict; or "at work", "stopped", "unreadable"."""
+    """Its verdict; or "training", "being judged", "stopped", "unreadable"."""
     sentence: str
     command: str | None
     """The command that follows."""
@@ -42,7 +40,7 @@ def home(folder: Path) -> dict[str, Any]:
     runs, studies, pictures = found(folder)
     shown = [following(path) for path in runs[:SHOWN]]
     for one in shown:
-        colour = {"learning": "green", "at work": "cyan", "stopped": "yellow", "study": "green"}.get(one.state, "red")
+        colour = COLOURS.get(one.state, "red")
         console.print(f"[bold]{escape(one.folder)}[/]  [{colour}]{one.state}[/]: {escape(one.sentence)}")
         if one.command:
             console.print(f"  {escape(one.command)}")
@@ -122,52 +120,38 @@ def following(run: Path) -> Next:
     name = shlex.quote(str(run))
     try:
         if (run / "ablation.json").is_file():
-            return Next(
-                name, "ablation", f"{read(run, 'ablation.json')['sentence']} Its page: {name}/report.html", None
-            )
-        settings = yaml.load(
-            (run / "settings.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-        result, probe = read(run, "result.json"), read(run, "probe.json")
+            told, _ = document(run / "ablation.json")
+            return Next(name, "ablation", f"{told['sentence']} Its page: {name}/report.html", None)
+        settings, result, probe = (document(run / file)[0] for file in ("settings.yaml", "result.json", "probe.json"))
+        now = state(run, settings, result, history(run)[0])
         if "fixed" in settings:
-            told = settings["fixed"]
-            if "verdict" in result:
-                return Next(
-                    name, "study", f"{result['verdict']}: {result['sentence']} Its page: {name}/report.html", None
-                )
-            return Next(name, "stopped", "a study", f"unmask study run {shlex.quote(told['study'])} --out {name}")
+            if now == "finished":
+                said = f"{result['verdict']}: {result['sentence']} Its page: {name}/report.html"
+                return Next(name, "study", said, None)
+            again = f"unmask study run {shlex.quote(settings['fixed']['study'])} --out {name}"
+            return unfinished(name, run, now, again)
         method = settings["method"]
-        verb = method if method in SUPERVISED else f"pretrain {method}"
-        if "verdict" not in result:
-            return unfinished(run, f"unmask {verb} --out {name} --resume")
+        if now != "finished":
+            verb = method if method in SUPERVISED else f"pretrain {method}"
+            return unfinished(name, run, now, f"unmask {verb} --out {name} --resume")
         if result["verdict"] in ("learning", "starved by the loader"):
             return Next(name, result["verdict"], one_line(result, probe), then(name, method, settings, probe))
         advice = "; ".join(result.get("advice", ())[:1])
         return Next(
             name, result["verdict"], f"{result['sentence']}. Try: {advice}" if advice else result["sentence"], None
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (KeyError, TypeError, AttributeError):
         return Next(name, "unreadable", "its files are damaged, or of another version of unmask", None)
 
 
-def read(run: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run, {} where it is not there."""
-    path = run / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def unfinished(run: Path, resume: str) -> Next:
-    """A run without a result: at work, or stopped."""
-    log = run / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    step = next((json.loads(line)["step"] for line in reversed(lines) if line.endswith("}")), 0)
-    since = time.time() - written(run)
-    where = f"at step {step:,}" if step else "before its first line of the log"
-    if since < AT_WORK:
-        return Next(
-            shlex.quote(str(run)), "at work", f"{where}; it wrote {clock(since)} ago. If it was killed:", resume
-        )
-    return Next(shlex.quote(str(run)), "stopped", f"{where}; go on with", resume)
+def unfinished(name: str, run: Path, now: str, again: str) -> Next:
+    """A run without a result: `now` training, being judged or stopped; `again` is the command that goes on with it."""
+    log, _ = history(run)
+    where = f"at step {log[-1]['step']:,}" if log else "before its first line of the log"
+    if now == "stopped":
+        return Next(name, now, f"{where}; go on with", again)
+    since = clock(time.time() - written(run))
+    return Next(name, now, f"{where}; it wrote {since} ago. If it was killed:", again)
 
 
 def one_line(result: dict[str, Any], probe: dict[str, Any]) -> str:

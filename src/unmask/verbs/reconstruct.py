@@ -47,26 +47,30 @@ class Reconstruct:
 def reconstruct(settings: Reconstruct) -> Path:
     """Draw the reconstructions and return where. BadInput for a run without decoder, or images that cannot be read."""
     method, preprocess = load_mae(settings.run, settings.norm_pix)
+    masking = method.settings
     if settings.mask_ratio is not None:
         if not 0 < settings.mask_ratio < 1:
             raise BadInput(f"--mask-ratio is {settings.mask_ratio}: give a share between 0 and 1, such as 0.75")
-        method.settings = dataclasses.replace(method.settings, mask_ratio=settings.mask_ratio)
+        masking = dataclasses.replace(masking, mask_ratio=settings.mask_ratio)
     if settings.out.suffix.lower() != ".png":
         raise BadInput(f"--out {settings.out}: pictures are written as .png")
     batch = rendered(settings.images, preprocess, method.encoder.image_size)
-    keep = None
-    if settings.keep is not None:
-        N = method.encoder.grid[0] * method.encoder.grid[1]
+    N = method.encoder.grid[0] * method.encoder.grid[1]
+    if settings.keep is None:
+        seeds = sample_seeds(settings.seed, 0, torch.arange(len(batch)))
+        keep, _ = method.sample(seeds, method.encoder.grid, masking)
+    else:
         if not all(0 <= i < N for i in settings.keep) or len(set(settings.keep)) != len(settings.keep):
             raise BadInput(f"--keep: patches are numbered from 0 to {N - 1}, each at most once")
         keep = torch.tensor(settings.keep).expand(len(batch), -1)
     try:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
-        settings.out.write_bytes(picture(method, batch, preprocess, keep, settings.seed))
+        settings.out.write_bytes(picture(method, batch, preprocess, keep))
     except OSError as error:
         raise BadInput(f"{settings.out} cannot be written ({error.strerror}): choose another --out") from None
-    hidden = 1 - (len(settings.keep) / N if settings.keep else 1 - method.settings.mask_ratio)  # type: ignore[possibly-undefined]
-    console.print(f"{len(batch)} images with {hidden:.0%} of their patches hidden, painted into {settings.out}")
+    console.print(
+        f"{len(batch)} images with {1 - keep.shape[1] / N:.0%} of their patches hidden, painted into {settings.out}"
+    )
     return settings.out
 
 
@@ -108,12 +112,13 @@ def read(names: Sequence[str]) -> list[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def picture(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor | None = None, seed: int = 0) -> bytes:
-    """A PNG with a row for each of images (B, C, H, W), normalised: original, masked, reconstruction, pasted."""
+def picture(method: MAE, images: Tensor, preprocess: Preprocess, keep: Tensor | None = None) -> bytes:
+    """A PNG with a row for each of images (B, C, H, W), normalised: original, masked, reconstruction, pasted. keep: (B, K), the
+    visible patches; as in training without."""
     encoder, P = method.encoder, method.encoder.patch_size
     size = (images.shape[2], images.shape[3])
     if keep is None:
-        keep, _ = method.sample(sample_seeds(seed, 0, torch.arange(len(images))), encoder.grid)
+        keep, _ = method.sample(sample_seeds(0, 0, torch.arange(len(images))), encoder.grid)
     was_training = method.training
     painted = method.eval().reconstruct(images, keep)
     method.train(was_training)

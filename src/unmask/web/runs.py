@@ -14,9 +14,10 @@ from unmask.figures import PANELS, SERIES, VERMILION
 from unmask.methods import METHODS
 from unmask.report import BANNERS, FEATURES, PROBES, duration, interval, text
 from unmask.training import health
+from unmask.training.state import at, number, stamp, words
 from unmask.web import canvas, pages
 from unmask.web.curves import Curve, panel
-from unmask.web.records import Record, at, number, record, stamp, words
+from unmask.web.records import Record, record
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import told
 

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from unmask.report import interval, percent, table, text
+from unmask.training.state import at, document, number, stamp, words
 from unmask.web import pages
-from unmask.web.records import at, document, number, stamp, words
 from unmask.web.shelf import Shelf
 from unmask.web.uploads import told
 
