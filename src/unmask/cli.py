@@ -79,6 +79,7 @@ VERBS = {
     "study simulate": ("study", "Simulate", "write_simulated", "flakes whose knappers are known, as images and tables"),
     "study audit": ("study", "Audit", "audit", "what the data of a study cannot answer"),
     "study run": ("study", "Run", "run", "whether assemblages differ by their knappers' skill, and what that rests on"),
+    "dqn": ("dqn", "Dqn", "dqn", "learn to play an Atari game from its pixels and its score"),
     "doctor": ("doctor", "Doctor", "doctor", "what this machine can do, what is slow on it and why, and the cure"),
     "completion": (
         "completion",
@@ -96,6 +97,7 @@ PURPOSES = {
     "judge": ("probe", "compare", "robustness", "report"),
     "use": ("ui", "reconstruct", "attend", "embed", "predict", "export"),
     "study": ("study simulate", "study audit", "study run"),
+    "play": ("dqn",),
     "help": ("doctor", "completion"),
 }
 

@@ -341,7 +341,7 @@ def resumed(stored: dict[str, Any], method: str, given: Told, own: Any) -> tuple
             "or choose another --out"
         )
     for name in ("workers", "hold"):
-        if free[name] is None:
+        if name in free and free[name] is None:
             free[name] = getattr(settings, name)
     return dataclasses.replace(settings, **free), theirs
 
