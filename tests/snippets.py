@@ -43,6 +43,7 @@ from unmask.evaluate import linear, splits
 from unmask.methods import METHODS
 from unmask.models import compact, dvae, interop, vit
 from unmask.models.vit import ViT
+from unmask.rl import atari
 from unmask.verbs import plan
 from unmask.verbs.train import Training
 
@@ -89,9 +90,14 @@ CUT: dict[str, dict[str, Any]] = {
     "study run": {"quick": True, "permutations": 95},  # its networks: tests/test_study_verb.py
     "robustness": {"images": 4},
     "quickstart": {"steps": 2},
+    "dqn": {"evaluate": 2},
+    "dqn play": {"episodes": 2},
+    "dqn record": {"images": 24},
     "plan": {"image_size": "32", "batch_size": 64},
 }
 """Other verbs' settings, by verb."""
+GAMES = {"steps": 64, "learn_from": 16, "environments": 2, "batch_size": 4, "replay": 64}
+"""Of what learns to play; its games end after a hundred steps."""
 SERVERS = ("ui",)
 """Verbs that serve until they are stopped: their options are parsed."""
 EVERY = 20
@@ -126,6 +132,8 @@ def short() -> Iterator[None]:
                 if verb in SERVERS:
                     return None
                 at = int(isinstance(given[0], str))  # behind the name of a method
+                if verb == "dqn":
+                    given = (given[0], dataclasses.replace(given[1], **GAMES))
                 return act(*given[:at], cut(verb, given[at]), *given[at + 1 :])
 
             patch.setattr(where, name, told)
@@ -146,6 +154,7 @@ def short() -> Iterator[None]:
             patch.setitem(compact.SIZES, depth, size)
         for name in vit.SIZES:
             patch.setitem(vit.SIZES, name, BLOCKS[name])
+        patch.setattr(atari, "LONGEST", 400)
         patch.setattr(plan, "SECONDS", 0.0)
         patch.setattr(plan, "TIMED", 1.0)
         patch.setattr(plan, "largest", lambda play, batch_size, free: batch_size * (play(batch_size).peak <= free))
@@ -170,6 +179,7 @@ RUNS = {
     "runs/other": "pretrain simclr --data path/to/images --encoder vit-tiny/8 --image-size 32 --out runs/other",
     "runs/a": "pretrain mae --data path/to/images --encoder vit-tiny/8 --image-size 32 --out runs/a",
     "runs/tuned": "finetune --data labelled/ --encoder cct-2/3x2 --image-size 32 --out runs/tuned",
+    "runs/pong": "dqn --env Pong --out runs/pong",
     "packed/mine": "pack path/to/images --out packed/mine",
     "studies/first": "study simulate --out studies/first",
 }

@@ -13,6 +13,7 @@ ORDER = [
     "__init__",
     "verbs",
     "debitage",
+    "rl",
     "web",
     "report",
     "card",

@@ -26,6 +26,7 @@ __all__ = [
     "compare",
     "detect",
     "distill",
+    "dqn",
     "embed",
     "export",
     "finetune",
@@ -245,6 +246,17 @@ def simulate(out: str | Path, **settings: Any) -> Path:
     from unmask.verbs.study import Simulate, write_simulated
 
     return write_simulated(Simulate(Path(out), **settings))
+
+
+def dqn(game: str, *, out: str | Path, **settings: Any) -> dict[str, Any]:
+    """Learn to play an Atari game from its pixels and its score, as `unmask dqn --env GAME` does. Returns what RUN/result.json
+    says."""
+    from unmask.rl.dqn import Settings
+    from unmask.verbs.dqn import Dqn
+    from unmask.verbs.dqn import dqn as learn
+
+    general, own = _told("dqn", (Dqn, Settings), settings)
+    return learn(Dqn(game, Path(out), **general), own)
 
 
 def load(path: str | Path):

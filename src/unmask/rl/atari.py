@@ -131,7 +131,7 @@ def seed_of(seed: int, environment: int, episode: int) -> int:
 def filmed(
     game: str, seed: int, which: tuple[int, int], actions: list[int], frame_skip: int, noop_max: int, fire: bool
 ) -> np.ndarray:
-    """An episode of `Games` once more, in colour: (T, 210, 160, 3) uint8. which: the environment, and the number of its episode."""
+    """An episode of `Games` once more, in colour: (T, 210, 160, 3) uint8. which: the environment, and its episode's number."""
     env = imported().AtariVectorEnv(
         known(game), 1, stack_num=1, frameskip=frame_skip, noop_max=noop_max, use_fire_reset=fire, grayscale=False,
         img_height=210, img_width=160, max_num_frames_per_episode=LONGEST,

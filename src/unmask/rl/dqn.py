@@ -44,8 +44,8 @@ CONVOLUTIONS = {
 """Channels, kernel and stride of each layer, and the width of the hidden layer: of 2015 (Methods, "Model architecture") and of
 2013 (section 4.1)."""
 ALIKE = 1e-4
-"""Deviation over states of the largest Q, below which all states look alike to it. Fresh weights have 0.003 and more; with Adam at
-2.5e-4 Pong's first 40,000 updates left no unit of the last convolution that any frame could excite, and a deviation of 0."""
+"""Deviation over states of the largest Q, below which all states look alike to it. Fresh weights have 0.003 and more; with Adam
+at 2.5e-4 Pong's first 40,000 updates left no unit of the last convolution that any frame could excite, and a deviation of 0."""
 HELD = 256
 """States, met before anything was learnt, by whose largest Q the run is watched (2013, section 5.1)."""
 
@@ -431,9 +431,8 @@ def learn(
                 if not math.isfinite(means["loss"]) or not math.isfinite(line["q"]):
                     raise health.Diverged(f"the loss or Q is NaN or infinite at step {step}")
                 if line["q_spread"] < ALIKE and not any(each["q_spread"] < ALIKE for each in history):
-                    warn(
-                        f"[yellow]warning[/] at step {step:,} all states look alike to Q: stop, and take a third of the learning rate"
-                    )
+                    words = f"at step {step:,} all states look alike to Q: stop, and take a third of the learning rate"
+                    warn(f"[yellow]warning[/] {words}")
                 history.append(line)
                 show(step, *now(history))
                 if run is not None:

@@ -232,7 +232,8 @@ def zsh(commands: Mapping[str, list[Option]]) -> str:
     for verb, more in first_words(commands).items():
         if more:
             seconds.append(
-                f"        {verb})\n            if (( CURRENT == 3 )) && [[ ${{words[3]}} != -* ]]; then compadd -- {' '.join(more)} --help; return; fi\n"
+                f"        {verb})\n            if (( CURRENT == 3 )) && [[ ${{words[3]}} != -* ]]; then\n"
+                f"                compadd -- {' '.join(more)} --help; return\n            fi\n"
                 f'            [[ " {" ".join(more)} " == *" ${{words[3]}} "* ]] && verb="$verb ${{words[3]}}"\n            ;;'
             )
     for command, each in commands.items():

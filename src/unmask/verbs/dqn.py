@@ -39,8 +39,8 @@ class Dqn:
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder of the run, to be created."""
     encoder: str = "nature"
-    """What looks at the frames: nature (the convolutions of 2015), nips (of 2013), any encoder such as cct-2/3x2 or vit-tiny/12, or
-    a run of `unmask pretrain` on what `unmask dqn record` collected."""
+    """What looks at the frames: nature (the convolutions of 2015), nips (of 2013), any encoder such as cct-2/3x2 or vit-tiny/12,
+    or a run of `unmask pretrain` on what `unmask dqn record` collected."""
     evaluate: int = 30
     """Episodes by which the agent is judged at the end, with 5% of its actions at random."""
     resume: bool = False

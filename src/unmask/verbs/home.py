@@ -132,7 +132,7 @@ def following(run: Path) -> Next:
             return unfinished(name, run, now, again)
         method = settings["method"]
         if now != "finished":
-            verb = method if method in SUPERVISED else f"pretrain {method}"
+            verb = method if method in (*SUPERVISED, "dqn") else f"pretrain {method}"
             return unfinished(name, run, now, f"unmask {verb} --out {name} --resume")
         if result["verdict"] in ("learning", "starved by the loader"):
             return Next(name, result["verdict"], one_line(result, probe), then(name, method, settings, probe))
@@ -164,6 +164,8 @@ def one_line(result: dict[str, Any], probe: dict[str, Any]) -> str:
 
 def then(name: str, method: str, settings: dict[str, Any], probe: dict[str, Any]) -> str:
     """The command that follows from a run that learnt."""
+    if method == "dqn":
+        return f"unmask dqn play {name} --out {name}/film.gif"
     if method in SUPERVISED:
         return f"unmask predict {name} --data new/images"
     told = settings["settings"]

@@ -94,10 +94,9 @@ def play(settings: Play) -> dict[str, Any]:
     found = judge.judged(agent, game, own, settings.epsilon, settings.episodes, settings.seed, game)
     judge.film(game, own, found, settings.seed, settings.out)
     score, (random, human) = judge.interval(found.scores), PUBLISHED.get(game, (None, None))
-    beside = f"; published: at random {random:,}, a human {human:,}" if random is not None else ""
-    console.print(
-        f"{game}: a score of {score['mean']:,.1f} [{score['low']:,.1f}, {score['high']:,.1f}] over {settings.episodes} episodes{beside}"
-    )
+    beside = "" if random is None else f"; published: at random {random:,}, a human {human:,}"
+    said = f"{score['mean']:,.1f} [{score['low']:,.1f}, {score['high']:,.1f}] over {settings.episodes} episodes{beside}"
+    console.print(f"{game}: a score of {said}")
     console.print(f"Film of the episode whose score is the median: {settings.out}", markup=False)
     return {"game": game, "scores": found.scores, "score": score, "actions": found.actions, "film": str(settings.out)}
 

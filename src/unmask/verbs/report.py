@@ -6,6 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from unmask import card, report
+from unmask.rl import page
 from unmask.screen import console
 from unmask.training.run import Run
 
@@ -21,6 +22,8 @@ class Report:
 def write_report(folder: str | Path) -> Path:
     """RUN/report.html, from the log and the pictures as they stand; and RUN/encoder/README.md, the card of its encoder."""
     run = Run(folder)
+    if run.settings.get("method") == "dqn":
+        return page.write(run)
     if (run.folder / "encoder" / "config.json").is_file():
         known = run.read("encoder/config.json")
         shown = known.get("preprocess") or run.settings["preprocess"]
