@@ -47,6 +47,7 @@ EXTRAS = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "unmask export --to onnx"),
     "study": (("umap", "openpyxl"), "unmask study"),
     "ui": (("gradio", "umap"), "unmask ui"),
+    "rl": (("ale_py", "gymnasium"), "unmask dqn"),
 }
 """What is installed by pip install 'unmask[NAME]': its modules, and what needs them."""
 # Where words change: set by hand
