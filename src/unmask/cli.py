@@ -80,6 +80,8 @@ VERBS = {
     "study audit": ("study", "Audit", "audit", "what the data of a study cannot answer"),
     "study run": ("study", "Run", "run", "whether assemblages differ by their knappers' skill, and what that rests on"),
     "dqn": ("dqn", "Dqn", "dqn", "learn to play an Atari game from its pixels and its score"),
+    "dqn play": ("play", "Play", "play", "let an agent play: its score with an interval, and a film"),
+    "dqn record": ("play", "Record", "record", "collect what is seen in a game, to pre-train an encoder on"),
     "doctor": ("doctor", "Doctor", "doctor", "what this machine can do, what is slow on it and why, and the cure"),
     "completion": (
         "completion",
@@ -97,7 +99,7 @@ PURPOSES = {
     "judge": ("probe", "compare", "robustness", "report"),
     "use": ("ui", "reconstruct", "attend", "embed", "predict", "export"),
     "study": ("study simulate", "study audit", "study run"),
-    "play": ("dqn",),
+    "play": ("dqn", "dqn play", "dqn record"),
     "help": ("doctor", "completion"),
 }
 
@@ -224,6 +226,8 @@ def answer(arguments: list[str]) -> Any:
         return {"version": unmask.__version__}
     if arguments[0] == "study":
         arguments = of_study(arguments[1:])
+    if " ".join(arguments[:2]) in ("dqn play", "dqn record"):
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
     return call(arguments[0], arguments[1:])
 
 

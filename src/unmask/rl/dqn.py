@@ -43,6 +43,9 @@ CONVOLUTIONS = {
 }
 """Channels, kernel and stride of each layer, and the width of the hidden layer: of 2015 (Methods, "Model architecture") and of
 2013 (section 4.1)."""
+ALIKE = 1e-4
+"""Deviation over states of the largest Q, below which all states look alike to it. Fresh weights have 0.003 and more; with Adam at
+2.5e-4 Pong's first 40,000 updates left no unit of the last convolution that any frame could excite, and a deviation of 0."""
 HELD = 256
 """States, met before anything was learnt, by whose largest Q the run is watched (2013, section 5.1)."""
 
@@ -172,25 +175,34 @@ class Encoded(nn.Module):
         return self.encoder((states.float() - self.mean) / self.std)
 
 
+class Stream(nn.Module):
+    """Features (B, F) to outputs (B, A), float32: what two actions are worth may differ by less than bf16 can tell."""
+
+    def __init__(self, features: int, hidden: int, outputs: int):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(features, hidden), nn.Linear(hidden, outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = F.relu(self.hidden(features))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.out(hidden.float())
+
+
 class QNetwork(nn.Module):
     """States (B, history, H, W) uint8 to the value of each action (B, A), float32."""
 
     def __init__(self, trunk: Any, actions: int, duelling: bool = False):
         super().__init__()
         self.trunk = trunk
-
-        def stream(outputs: int) -> nn.Sequential:
-            return nn.Sequential(nn.Linear(trunk.features, trunk.hidden), nn.ReLU(), nn.Linear(trunk.hidden, outputs))
-
-        self.advantage = stream(actions)
-        self.value = stream(1) if duelling else None
+        self.advantage = Stream(trunk.features, trunk.hidden, actions)
+        self.value = Stream(trunk.features, trunk.hidden, 1) if duelling else None
 
     def forward(self, states: Tensor) -> Tensor:
         features = self.trunk(states)
-        advantage = self.advantage(features).float()
+        advantage = self.advantage(features)
         if self.value is None:
             return advantage
-        return self.value(features).float() + advantage - advantage.mean(1, keepdim=True)  # Wang et al., equation 9
+        return self.value(features) + advantage - advantage.mean(1, keepdim=True)  # Wang et al., equation 9
 
 
 class RMSProp(torch.optim.Optimizer):
@@ -408,7 +420,8 @@ def learn(
                 means = {name: float(value) / count for name, value in totals.items()}
                 line = {"step": step, "epoch": agent.updates * settings.batch_size / schedule.replay, **means}
                 line |= {"ratio": means["loss"] / max(means["uninformed"], 1e-12)}
-                line |= {"q": float(agent.values(held).max(1).values.mean()), "updates": agent.updates}
+                worth = agent.values(held).max(1).values
+                line |= {"q": float(worth.mean()), "q_spread": float(worth.std()), "updates": agent.updates}
                 line |= {"epsilon": epsilon_at(step, schedule, settings.final_epsilon)}
                 line |= {"update_ratio": health.update_ratio(agent.q, before) / max(1, E // settings.update_every)}
                 line |= {"scores": scores, **({"score": float(np.mean(scores))} if scores else {})}
@@ -419,6 +432,10 @@ def learn(
                 }
                 if not math.isfinite(means["loss"]) or not math.isfinite(line["q"]):
                     raise health.Diverged(f"the loss or Q is NaN or infinite at step {step}")
+                if line["q_spread"] < ALIKE and not any(each["q_spread"] < ALIKE for each in history):
+                    warn(
+                        f"[yellow]warning[/] at step {step:,} all states look alike to Q: stop, and take a third of the learning rate"
+                    )
                 history.append(line)
                 show(step, *now(history))
                 if run is not None:

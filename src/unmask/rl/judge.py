@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from unmask.rl.atari import Games, Step, filmed
-from unmask.rl.dqn import DQN, Settings, play
+from unmask.rl.dqn import ALIKE, DQN, Settings, play
 from unmask.training.health import BETTER, Verdict, ratio
 from unmask.training.run import whole
 
@@ -104,6 +104,11 @@ def verdict(
     q = history[-1]["q"]
     if largest is not None and abs(q) > largest:
         return Verdict("diverged", f"Q is {q:,.0f}, though no future can be worth more than {largest:,.0f}", slower)
+    if history[-1]["q_spread"] < ALIKE:
+        sentence = f"all states look alike to Q (their largest Q deviate by {history[-1]['q_spread']:.2g})"
+        return Verdict(
+            "collapsed", sentence, ("lower --lr to a third: too large steps leave units that nothing excites",)
+        )
     seen = f"a score of {own['mean']:,.1f} [{own['low']:,.1f}, {own['high']:,.1f}] over {own['episodes']} episodes, at random "
     seen += f"{random['mean']:,.1f} [{random['low']:,.1f}, {random['high']:,.1f}]"
     if own["low"] <= random["high"]:

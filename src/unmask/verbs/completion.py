@@ -107,7 +107,7 @@ def meant(kind: type) -> dict[str, str]:
 
 
 def first_words(commands: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What may stand first, and what may follow it where that is one of a few: methods, the verbs of a study."""
+    """What may stand first, and what may follow it where that is one of a few: methods, the verbs of a study, those of dqn."""
     found: dict[str, list[str]] = {}
     for command in commands:
         verb, *more = command.split()
@@ -132,11 +132,11 @@ _unmask() {{
 {seconds}
     esac
     if [[ -n $choices ]]; then
-        if ((COMP_CWORD == 2)); then
+        if ((COMP_CWORD == 2)) && [[ $current != -* ]]; then
             COMPREPLY=($(compgen -W "$choices --help" -- "$current"))
             return
         fi
-        verb="$verb $second"
+        [[ " $choices " == *" $second "* ]] && verb="$verb $second"
     fi
     case "$verb" in
 {options}
@@ -232,8 +232,8 @@ def zsh(commands: Mapping[str, list[Option]]) -> str:
     for verb, more in first_words(commands).items():
         if more:
             seconds.append(
-                f"        {verb})\n            if (( CURRENT == 3 )); then compadd -- {' '.join(more)} --help; return; fi\n"
-                '            verb="$verb ${words[3]}"\n            ;;'
+                f"        {verb})\n            if (( CURRENT == 3 )) && [[ ${{words[3]}} != -* ]]; then compadd -- {' '.join(more)} --help; return; fi\n"
+                f'            [[ " {" ".join(more)} " == *" ${{words[3]}} "* ]] && verb="$verb ${{words[3]}}"\n            ;;'
             )
     for command, each in commands.items():
         named = [spec(option) for option in each if option.name]
@@ -259,6 +259,8 @@ def fish(commands: Mapping[str, list[Option]]) -> str:
             lines.append(f"complete -c unmask -n {quoted(fresh)} -f -a {quoted(' '.join(more))}")
     for command, each in commands.items():
         seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in command.split())
+        if " " not in command and words[command]:  # itself, and not what may follow it
+            seen += f"; and not __fish_seen_subcommand_from {' '.join(words[command])}"
         for option in each:
             head = f"complete -c unmask -n {quoted(seen)}"
             values = f" -x -a {quoted(' '.join(option.values))}" if option.values else " -r -F"
