@@ -44,7 +44,7 @@ def batch_of(seed, B=32, history=4, actions=6):
 
 
 def test_updates_are_those_of_stable_baselines3():
-    """Nature's network with other weights in the target, ends of episodes among the transitions, and gradients that are clipped."""
+    """Nature's network, other weights in the target, ends of episodes among the transitions, and gradients that are clipped."""
     sb3 = pytest.importorskip("stable_baselines3")
     gymnasium = pytest.importorskip("gymnasium")
     from stable_baselines3.common.logger import Logger
@@ -67,8 +67,8 @@ def test_updates_are_those_of_stable_baselines3():
         "features_extractor.cnn.0": "trunk.layers.0",
         "features_extractor.cnn.2": "trunk.layers.1",
         "features_extractor.cnn.4": "trunk.layers.2",
-        "features_extractor.linear.0": "advantage.0",
-        "q_net.0": "advantage.2",
+        "features_extractor.linear.0": "advantage.hidden",
+        "q_net.0": "advantage.out",
     }
 
     def renamed(state):
@@ -182,7 +182,7 @@ def test_rmsprop_is_the_authors():
     w = draw.standard_normal((3, 4)).astype(np.float32)
     layer = nn.Linear(4, 3, bias=False)
     layer.weight.data = torch.from_numpy(w.copy())
-    plain, scaled = RMSProp([layer.weight], 2.5e-4), None
+    plain = RMSProp([layer.weight], 2.5e-4)
     mean = square = np.zeros((3, 4))
     w = w.astype(np.float64)
     for scale in (1.0, 0.1, 3.0, 1e-3, 0.5):
@@ -202,7 +202,8 @@ def test_rmsprop_is_the_authors():
     for _ in range(4):
         averaged.grad = 0.003 * torch.randn(50)
         summed.grad = B * averaged.grad
-        theirs.step(), ours.step()
+        theirs.step()
+        ours.step()
         torch.testing.assert_close(averaged, summed, rtol=1e-4, atol=0)
 
 
@@ -270,9 +271,9 @@ def test_some_actions_are_at_random_and_the_others_the_best():
 
 
 class Corridor:
-    """Playable: six cells in a row, and a treasure worth 1 in the last. LEFT, RIGHT, or TAKE: 0.4 at once, and the end. An episode
-    begins somewhere in the first five, and is broken off after 20 steps. From anywhere it is best to walk to the treasure;
-    one who cannot see further than the next reward takes the 0.4."""
+    """Playable: six cells in a row, and a treasure worth 1 in the last. LEFT, RIGHT, or TAKE: 0.4 at once, and the end. An
+    episode begins somewhere in the first five, and is broken off after 20 steps. From anywhere it is best to walk to the
+    treasure; one who cannot see further than the next reward takes the 0.4."""
 
     LEFT, RIGHT, TAKE = range(3)
     actions, frame, treasure, longest = 3, (8, 8), 5, 20
@@ -331,7 +332,7 @@ class Flat(nn.Module):
 
 
 SMALL = Settings(
-    steps=4000, environments=4, history=2, replay=1600, learn_from=200, exploration_steps=1500, final_epsilon=0.3,
+    steps=3000, environments=4, history=2, replay=1200, learn_from=200, exploration_steps=1000, final_epsilon=0.3,
     target_every=40, discount=0.9, optimiser="adam", lr=1e-3, clip_rewards=False,
 )  # fmt: skip
 
@@ -379,8 +380,8 @@ def test_it_learns_to_walk_to_the_treasure_from_anywhere(changes):
     assert score(agent) < 0.9
     history = learn(agent, games, replay, schedule)
     assert score(agent) == 1.0
-    assert agent.updates == history[-1]["updates"] == (4000 - 200) // 4
-    assert history[-1]["ratio"] < 0.7 and history[-1]["step"] == 4000
+    assert agent.updates == history[-1]["updates"] == (3000 - 200) // 4
+    assert history[-1]["ratio"] < 0.7 and history[-1]["step"] == 3000
     # What it is worth to be five cells from the treasure, four of them, …
     states = begun(np.zeros((5, 8, 8), np.uint8), agent.settings.history)
     states[torch.arange(5), :, :, torch.arange(5)] = 255
@@ -489,10 +490,10 @@ def never_killed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("how", "numbers"),
     [
-        ("in a step", (2, 27, 153, 78)),
-        ("by a signal", (1, 28, 134, 77)),  # between two lines of the log, too
-        ("in a checkpoint", (1, 3, 17, 9)),  # its frames are on the disk by then
-        ("torn", (30, 154, 80)),
+        ("in a step", (2, 153, 78)),
+        ("by a signal", (28, 135, 76)),  # between two lines of the log, too
+        ("in a checkpoint", (1, 17, 9)),  # its frames are on the disk by then
+        ("torn", (30, 154)),
     ],
 )
 def test_killed_and_called_again_it_ends_the_same(tmp_path, never_killed, how, numbers):
@@ -593,7 +594,7 @@ def test_a_seed_and_actions_make_a_game():
         games.close()
 
 
-@pytest.mark.parametrize(("game", "moments"), [("breakout", (10, 164, 320)), ("assault", (420,))])
+@pytest.mark.parametrize(("game", "moments"), [("breakout", (10, 164, 240)), ("assault", (420,))])
 def test_games_are_played_up_to_where_they_were(game, moments):
     """In Breakout an episode has just begun at step 164. In Assault one who does nothing, as those do that wait for the longest
     episode to come that far, loses all lives after 154 steps."""
@@ -715,10 +716,9 @@ def test_an_episode_is_filmed_as_it_was_played():
     assert film.shape == (len(grey), 210, 160, 3) and film.dtype == np.uint8
     bright = torch.from_numpy(film).float() @ torch.tensor([0.299, 0.587, 0.114])
     shrunk = F.interpolate(bright[:, None], (84, 84), mode="area")[:, 0]
-    difference = (shrunk - torch.from_numpy(np.stack(grey)).float()).abs().mean((1, 2))
-    late = (shrunk[1:] - torch.from_numpy(np.stack(grey[:-1])).float()).abs().mean((1, 2))
-    print("FILM", difference.max(), late.min(), late.mean(), difference.mean())
-    assert difference.max() < 1
+    moved, shown = torch.from_numpy(np.stack(grey)).float().diff(dim=0), shrunk.diff(dim=0)
+    motion = moved.abs().mean()  # what stands still differs a little: grey is the emulator's own
+    assert (shown - moved).abs().mean() < 0.3 * motion < (shown[1:] - moved[:-1]).abs().mean()
     games.close()
 
 
@@ -782,9 +782,10 @@ def of(mean, width=1.0):
     return {"mean": mean, "low": mean - width, "high": mean + width, "best": mean + 9, "episodes": 30}
 
 
-def log(scores, q=2.0, ratio=0.5):
+def log(scores, q=2.0, ratio=0.5, q_spread=0.1):
     return [
-        {"step": 100 * i, "q": q, "loss": ratio, "uninformed": 1.0, "scores": [] if score is None else [score]}
+        {"step": 100 * i, "q": q, "q_spread": q_spread, "loss": ratio, "uninformed": 1.0}
+        | {"scores": [] if score is None else [score]}
         for i, score in enumerate(scores, start=1)
     ]
 
@@ -810,6 +811,15 @@ EVEN = [0.3, 0.3, 0.4]
             "collapsed",
             "in 99% of all states it does the same",
             "--steps",
+        ),
+        (
+            of(20),
+            log([1.0] * 20, q_spread=1e-6),
+            None,
+            EVEN,
+            "collapsed",
+            "all states look alike to Q",
+            "--lr to a third",
         ),
         (of(20), log([1.0] * 20, q=101), None, EVEN, "diverged", "Q is 101, though", "--lr"),
         (of(20), log([1.0] * 20, q=-500), None, EVEN, "diverged", "Q is -500, though", "--target-every"),
