@@ -350,12 +350,14 @@ def learn(
     random = np.random.default_rng(seed_of(seed, 1))
     step, history, held = 0, [], torch.empty(0)
     scores: list[float] = []
+    totals, count = {"loss": 0.0, "uninformed": 0.0}, 0
     state = run.restore() if run is not None else None
     for path in run.torn if run is not None else ():
         warn(f"[yellow]torn[/] {path.name}: passed over for the one before")
     if state is not None:
         assert file is not None
         step, held, agent.updates, scores = state["step"], state["held"], state["updates"], list(state["scores"])
+        totals, count = dict(state["totals"]), state["count"]
         agent.load_state_dict(state["agent"])
         agent.optimiser.load_state_dict(state["optimiser"])
         random.bit_generator.state = json.loads(state["random"])
@@ -367,7 +369,6 @@ def learn(
     if run is not None:
         history = run.rewind(step)
     saved, stop = step, False
-    totals, count = {"loss": 0.0, "uninformed": 0.0}, 0
     since, waited, first = time.perf_counter(), 0.0, step
 
     def save() -> None:
@@ -376,6 +377,7 @@ def learn(
         with run.writing("the replay"):
             remembered = replay.save(file)
         told = {"step": step, "held": held, "updates": agent.updates, "scores": list(scores)}
+        told |= {"totals": dict(totals), "count": count}  # a signal comes between two lines of the log
         told |= {"agent": agent.state_dict(), "optimiser": agent.optimiser.state_dict(), "replay": remembered}
         told |= {"random": json.dumps(random.bit_generator.state), "games": games.state(), "states": states}
         run.save(step, told | {"starts": torch.from_numpy(starts), "running": torch.from_numpy(running)})
