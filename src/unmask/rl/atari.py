@@ -54,7 +54,6 @@ class Games:
         )  # fmt: skip
         self.environments, self.seed = environments, seed
         self.actions = int(self.env.single_action_space.n)
-        self.frame = FRAME
         self.episodes = np.zeros(environments, dtype=np.int64)
         """Episodes that were begun before this one, of each environment."""
         self.lives = np.zeros(environments, dtype=np.int64)

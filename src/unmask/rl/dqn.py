@@ -151,7 +151,7 @@ class Convolutions(nn.Module):
         self.features = channels * height * width
 
     def forward(self, states: Tensor) -> Tensor:
-        first, *rest = self.layers
+        first, *rest = (layer for layer in self.layers if isinstance(layer, nn.Conv2d))
         low = torch.is_autocast_enabled(states.device.type)
         whole = states.to(torch.get_autocast_dtype(states.device.type) if low else torch.float32)
         x = F.relu(F.conv2d(whole, first.weight / 255, first.bias, first.stride))
@@ -164,6 +164,8 @@ class Encoded(nn.Module):
     """States (B, history, H, W) uint8 to features (B, D): any encoder of ours, whose images have a channel a frame."""
 
     hidden = 512
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: Any, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
@@ -215,19 +217,14 @@ class RMSProp(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            there = [p for p in group["params"] if p.grad is not None]
-            for p in there:
+            for p in (p for p in group["params"] if p.grad is not None):
                 if not self.state[p]:
                     self.state[p] = {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-            gradients = [p.grad for p in there]
-            means, squares = ([self.state[p][name] for p in there] for name in ("mean", "square"))
-            torch._foreach_lerp_(means, gradients, 1 - group["alpha"])
-            torch._foreach_mul_(squares, group["alpha"])
-            torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["alpha"])
-            spread = torch._foreach_addcmul(squares, means, means, -1)
-            torch._foreach_add_(spread, group["eps"])
-            torch._foreach_sqrt_(spread)
-            torch._foreach_addcdiv_(there, gradients, spread, -group["lr"])
+                mean, square = self.state[p]["mean"], self.state[p]["square"]
+                mean.lerp_(p.grad, 1 - group["alpha"])
+                square.mul_(group["alpha"]).addcmul_(p.grad, p.grad, value=1 - group["alpha"])
+                spread = (square - mean.square() + group["eps"]).sqrt()
+                p.addcdiv_(p.grad, spread, value=-group["lr"])
 
 
 # The algorithm (2015, algorithm 1)
@@ -307,7 +304,6 @@ class Playable(Protocol):
 
     environments: int
     actions: int
-    frame: tuple[int, int]
 
     def reset(self) -> np.ndarray: ...
     def send(self, actions: np.ndarray) -> None: ...
@@ -350,7 +346,8 @@ def learn(
     random = np.random.default_rng(seed_of(seed, 1))
     step, history, held = 0, [], torch.empty(0)
     scores: list[float] = []
-    totals, count = {"loss": 0.0, "uninformed": 0.0}, 0
+    totals: dict[str, Any] = {"loss": 0.0, "uninformed": 0.0}
+    count = 0
     state = run.restore() if run is not None else None
     for path in run.torn if run is not None else ():
         warn(f"[yellow]torn[/] {path.name}: passed over for the one before")

@@ -129,15 +129,16 @@ def record(settings: Record) -> dict[str, Any]:
                 show(min(len(rows), settings.images))
             states, step = follow(states, result.frames, result.over | result.cut), step + 1
     games.close()
-    table = pd.DataFrame(rows[: settings.images])
+    rows = rows[: settings.images]
+    count = len({row["group"] for row in rows})
     with whole(settings.out) as beside:
-        table.to_parquet(beside)
+        pd.DataFrame(rows).to_parquet(beside)
     side = f"{FRAME[0]} x {FRAME[1]} pixels and {settings.history} channels"
     console.print(
-        f"{len(table):,} images of {side}, of {table['group'].nunique()} episodes of {game}: {settings.out}",
+        f"{len(rows):,} images of {side}, of {count} episodes of {game}: {settings.out}",
         markup=False,
     )
-    return {"game": game, "images": len(table), "episodes": int(table["group"].nunique()), "out": str(settings.out)}
+    return {"game": game, "images": len(rows), "episodes": count, "out": str(settings.out)}
 
 
 def shown(states: Tensor, actions: np.ndarray, result: Step, numbers: np.ndarray) -> list[dict[str, Any]]:

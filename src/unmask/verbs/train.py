@@ -28,7 +28,7 @@ from unmask.verbs.choices import Choice
 from unmask.verbs.probe import few
 from unmask.verbs.report import write_report
 
-Told = TypeVar("Told", bound="Training")
+Told = TypeVar("Told", bound=Any)
 
 
 @dataclass(frozen=True)
