@@ -12,6 +12,7 @@ import pytest
 
 from unmask.methods import METHODS
 from unmask.methods.method import Paper
+from unmask.rl import atari, dqn
 from unmask.training import health
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +105,31 @@ def test_each_method_has_its_page(name):
     assert "$$" in found["Equation"] and quoted
     for code in quoted:
         assert code in source, code
+
+
+def test_the_page_of_games_says_what_the_code_does():
+    """Every setting with its default, every deviation, lines that are in the file, and the scores that were published."""
+    found = sections(DOCS / "dqn.md")
+    for setting in dataclasses.fields(dqn.Settings):
+        (row,) = re.findall(rf"^\| `--{setting.name.replace('_', '-')}` \| (\S.*?) \|", found["Recipe"], re.MULTILINE)
+        ours = ("by rule", "none") if setting.default is None else (said(setting.default),)
+        assert row in ours, (setting.name, row, ours)
+    for module in (dqn, atari):
+        told = module.__doc__ or ""
+        deviations = re.sub(r"\ADeviations( from 2015)?[.:]", "", told[told.index("Deviations") :])
+        page = found["Deviations"].replace("`--fire", "`fire")
+        assert words(deviations.replace("`", "")).strip() in words(page.replace("`", "")), module.__name__
+    source = "".join((ROOT / "src/unmask/rl" / name).read_text() for name in ("dqn.py", "replay.py"))
+    quoted = [code for code in re.findall(r"`([^`\n]+)`", found["Equation"]) if re.search(r"[=(+*@] ?", code)]
+    assert "$$" in found["Equation"] and len(quoted) > 6
+    for code in quoted:
+        assert code in source, code
+    names = {each.replace("_", ""): each for each in atari.PUBLISHED}
+    rows = re.findall(r"^\| ([A-Z][\w* ]+) \| (-?[\d.,]+) \| (-?[\d.,]+) \|", found["Results"], re.MULTILINE)
+    assert len(rows) > 5
+    for name, *scores in rows:
+        known = atari.PUBLISHED[names[re.sub(r"\W", "", name).lower()]]
+        assert known == tuple(float(score.replace(",", "")) for score in scores), name
 
 
 def given(file: str) -> set[str]:
