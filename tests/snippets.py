@@ -68,6 +68,7 @@ INSTEAD = {
     "--share 1/4": "--share 1/2",
     "--memory 4096": "--memory 8",  # there are 24 images
     "--labels 10%": "--labels 60%",
+    "--image-size 84": "--image-size 24",  # patches of 12
 }
 """Words of a page, and what stands for them."""
 TRAINED = {"steps": 2, "epochs": None, "batch_size": 8, "workers": 0}

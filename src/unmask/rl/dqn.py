@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unmask.methods.method import length_of
 from unmask.rl.atari import Step
 from unmask.rl.replay import Replay, Transitions
 from unmask.screen import bar, warn
@@ -161,7 +162,7 @@ class Convolutions(nn.Module):
 
 
 class Encoded(nn.Module):
-    """States (B, history, H, W) uint8 to features (B, D): any encoder of ours, whose images have a channel a frame."""
+    """States (B, history, H, W) uint8 to features (B, F): any encoder of ours, whose images have a channel a frame."""
 
     hidden = 512
     mean: Tensor
@@ -169,7 +170,7 @@ class Encoded(nn.Module):
 
     def __init__(self, encoder: Any, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
-        self.encoder, self.features = encoder, encoder.width
+        self.encoder, self.features = encoder, length_of(encoder)  # MAE's vectors are twice as long as it is wide
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255)
 
