@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SETTINGS = ["--encoder", "vit-tiny/4", "--image-size", "16", "--steps", "30", "--batch-size", "8", "--drop-path", "0.2"]
-SETTINGS += ["--workers", "1", "--device", "cpu", "--resume"]
+SETTINGS = ["--encoder", "vit-lite-2/4", "--image-size", "16", "--steps", "30", "--batch-size", "8"]
+SETTINGS += ["--drop-path", "0.2", "--workers", "1", "--device", "cpu", "--resume"]
 
 # Python takes seconds to import torch: one process imports it once, and forks a child for each life of the run.
 LIVES = """

@@ -1,5 +1,6 @@
 """The command line: a table of verbs; parse, call, print."""
 
+import atexit
 import contextlib
 import dataclasses
 import difflib
@@ -168,7 +169,21 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"unmask: {words}", file=sys.stderr)
         if as_json and first:
             print(json.dumps({"error": words, "exit_code": code}, ensure_ascii=False))
+    if not first:
+        leave(code)
     sys.exit(code)
+
+
+def leave(code: int) -> None:
+    """End at once a process that worked for another, which may still be judging what they trained: to take torch's threads apart
+    at the end of Python aborted one such process in some hundreds, and torchrun then ended the first one, too."""
+    from unmask.training import distributed
+
+    if distributed.world() > 1:
+        atexit._run_exitfuncs()  # of loaders' workers and process groups
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _terminate(number: int, frame: Any) -> None:
