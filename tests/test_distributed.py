@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from unmask.training import distributed
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-SETTINGS = ["--encoder", "vit-lite-2/4", "--image-size", "16", "--steps", "40", "--batch-size", "8", "--workers", "0"]
+SETTINGS = ["--encoder", "vit-tiny/4", "--image-size", "16", "--steps", "40", "--batch-size", "8", "--workers", "0"]
 SETTINGS += ["--device", "cpu", "--precision", "float32"]
 
 
