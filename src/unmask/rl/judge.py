@@ -50,7 +50,8 @@ def judged(agent: DQN, game: str, own: Settings, epsilon: float, episodes: int, 
         for e, action in enumerate(actions.tolist()):
             kept[e].append(action)
             if result.over[e] or result.cut[e]:
-                ended.append((float(running[e]), e, numbers[e], kept[e]))
+                if numbers[e] < episodes // E + (e < episodes % E):  # beyond its share it is not judged by
+                    ended.append((float(running[e]), e, numbers[e], kept[e]))
                 running[e], kept[e], numbers[e] = 0, [], numbers[e] + 1
 
     scores = play(lambda states: agent.act(states, epsilon, random), games, episodes, own.history, title, seen)
@@ -115,7 +116,7 @@ def verdict(
         if max(actions) > 0.95:
             sentence = f"in {max(actions):.0%} of all states it does the same, and gets {seen}"
             return Verdict("collapsed", sentence, ("more --steps: only then are other actions worth more", *slower))
-        advice = [f"more --steps: {history[-1]['step']:,} are few" if len(history) else ""]
+        advice = [f"more --steps: {history[-1]['step']:,} are few"]
         if ratio(history[-max(5, len(history) // 10) :]) > BETTER:
             advice.append(
                 "try three times and a third of the learning rate: Q is foretold no better than by a constant"

@@ -1,11 +1,7 @@
 """unmask dqn: learn to play a game from its pixels and its score, and say how well."""
 
 import dataclasses
-import platform
-import shlex
-import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +21,7 @@ from unmask.training import engine, health
 from unmask.training.run import Run, plain
 from unmask.verbs.load import load
 from unmask.verbs.plan import memory
-from unmask.verbs.train import conclude, resumed
+from unmask.verbs.train import conclude, provenance, resumed
 
 Own = Settings
 
@@ -78,7 +74,7 @@ def dqn(settings: Dqn, own: Settings) -> dict[str, Any]:
     memories = Replay(
         schedule.replay, own.environments, FRAME, own.history, own.n_step, own.discount, schedule.save_every
     )
-    announce(run, game, own, agent)
+    announce(run, game, own, agent, memories)
     failure = None
     try:
         history = learn(agent, games, memories, schedule, run, seed=settings.seed, title="dqn")
@@ -179,12 +175,8 @@ def described(
     }
     reasons = {name: "as asked" if getattr(own, name) is not None else words for name, words in shorter.items()}
     return {
-        "unmask": version("unmask"),
-        "torch": str(torch.__version__),
+        **provenance("unmask.dqn(…)"),
         "ale-py": version("ale-py"),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["unmask", *sys.argv[1:]]) if Path(sys.argv[0]).name == "unmask" else "unmask.dqn(…)",
         "method": "dqn",
         "settings": plain(settings) | {"steps": own.steps, "precision": precision},
         "method_settings": plain(whole),
@@ -194,7 +186,7 @@ def described(
     }
 
 
-def announce(run: Run, game: str, own: Settings, agent: DQN) -> None:
+def announce(run: Run, game: str, own: Settings, agent: DQN, memories: Replay) -> None:
     """Say what is about to happen, each value that the paper does not fix with its reason."""
     stated = run.settings
     console.print(f"[bold]dqn[/] on {game}, into {run.folder}: {own.steps:,} steps of {own.frame_skip} frames each")
@@ -203,6 +195,6 @@ def announce(run: Run, game: str, own: Settings, agent: DQN) -> None:
         value = stated["method_settings"].get(name, stated["settings"].get(name))
         table.add_row(name, f"[bold]{f'{value:,}' if isinstance(value, int) else value}[/]", f"[dim]{reason}[/]")
     console.print(table)
-    memory_gib = Replay.bytes_for(stated["method_settings"]["replay"]) / 2**30
+    memory_gib = memories.frames.nbytes / 2**30
     parameters = sum(p.numel() for p in agent.q.parameters()) / 1e6
     console.print(f"{parameters:.1f}M parameters; the replay takes {memory_gib:.2g} GiB of memory, and of disk")

@@ -291,6 +291,19 @@ def resolve(settings: Told, value: dict[str, Any], preprocess: Preprocess) -> To
     return dataclasses.replace(settings, **chosen, mean=preprocess.mean, std=preprocess.std, resume=False)
 
 
+def provenance(python: str) -> dict[str, Any]:
+    """With what a run was made, when, and by which command; `python` stands for it where it was called from Python."""
+    typed = Path(sys.argv[0]).name == "unmask"
+    return {
+        "unmask": version("unmask"),
+        "torch": str(torch.__version__),
+        "torchvision": version("torchvision"),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["unmask", *sys.argv[1:]]) if typed else python,
+    }
+
+
 def described(
     method: str,
     settings: Training,
@@ -302,14 +315,7 @@ def described(
 ) -> dict[str, Any]:
     """What settings.yaml says."""
     return {
-        "unmask": version("unmask"),
-        "torch": str(torch.__version__),
-        "torchvision": version("torchvision"),
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["unmask", *sys.argv[1:]])
-        if Path(sys.argv[0]).name == "unmask"
-        else "unmask.pretrain(…)",
+        **provenance("unmask.pretrain(…)"),
         "method": method,
         "settings": plain(settings) | {name: choices[name].value for name in ("lr", "warmup_steps")},
         "method_settings": plain(own),
