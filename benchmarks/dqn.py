@@ -1,6 +1,6 @@
 """DQN on Pong: steps a second of the whole loop, and what a replay costs, beside stable-baselines3 and CleanRL.
 
-    uv run python benchmarks/dqn.py [--rounds 5] [--only steps|replay] [--device cpu]
+    uv run python benchmarks/dqn.py [--rounds 5] [--only steps|replay|pong] [--device cpu]
 
 `steps`: environment steps a second of acting, emulator, replay and updates together, once learning has begun. The same for all:
 the network of 2015, Adam at 1e-4, an update of 32 transitions every 4 steps, the target network every 1,000, 1% of the actions at
@@ -15,8 +15,12 @@ writes checkpoints or logs.
   stable-baselines3's ReplayBuffer (its own is a copy), an nn.Sequential network on x / 255, torch's Adam as it comes, the squared
   error; one game. What it writes to TensorBoard is left out.
 
-`replay`: minibatches of 32 from 20,000 transitions, in samples a second, and the bytes of each buffer: ours with the room that
-checkpoints want (`spare`), theirs with `optimize_memory_usage` and without.
+`replay`: minibatches of 32 from 20,000 transitions, in transitions a second, and the bytes of each buffer: ours with the room
+that checkpoints want (`spare`), theirs with `optimize_memory_usage` and without. Ours draws what the loop draws: the
+minibatches of a step at once, two of eight games; beside it one, and four.
+
+`pong`: not a comparison, but a run of about an hour on two cores: `unmask dqn` with the settings of docs/dqn.md, "On little
+hardware". Called again after a stop it goes on. Its curve is drawn into docs/pong.png.
 
 In each round all take their turn, in one process; ratios are taken round by round, and their median is quoted with the least
 and the most. Needs stable-baselines3 and opencv-python-headless. Writes benchmarks/results/dqn.json, by kind of device.
@@ -29,6 +33,8 @@ import platform
 import random
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -56,12 +62,15 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 from torch import Tensor, nn
 
+from unmask.rl import page
 from unmask.rl.atari import FRAME, Games, Step
 from unmask.rl.dqn import DQN, Schedule, Settings, learn
 from unmask.rl.replay import Replay
 from unmask.training import engine
+from unmask.training.run import Run
 from unmask.verbs.dqn import network
 
+ROOT = Path(__file__).parent.parent
 GAME = "PongNoFrameskip-v4"
 REPLAY = 20_000
 LEARN_FROM, WARM = 1_000, 1_500
@@ -219,8 +228,8 @@ def cleanrl(steps: int, seed: int, device: torch.device) -> float:
 # Replays
 
 
-def filled(device: torch.device) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
-    """How each buffer draws a minibatch, and the bytes that it takes. All hold the same number of frames of noise."""
+def filled(device: torch.device) -> tuple[dict[str, tuple[Callable[[], Any], int]], dict[str, int]]:
+    """How each buffer draws, how many minibatches that are, and the bytes that it takes. All hold as many frames of noise."""
     noise = np.random.default_rng(0)
     E = Settings().environments
     ours = Replay(REPLAY, E, FRAME, spare=REPLAY // 10)
@@ -231,13 +240,10 @@ def filled(device: torch.device) -> tuple[dict[str, Callable[[], Any]], dict[str
             REPLAY, space, actions, device, optimize_memory_usage=True, handle_timeout_termination=False
         ),
     }
-    starts = torch.ones(E, dtype=torch.bool)
     for step in range(ours.length):
         frames = torch.from_numpy(noise.integers(0, 256, (E, *FRAME), dtype=np.uint8))
-        over = torch.full((E,), step % EPISODE == EPISODE - 1)
-        taken = torch.from_numpy(noise.integers(0, 6, E))
-        ours.add(frames, taken, torch.zeros(E), over, torch.zeros_like(over), starts)
-        starts = over
+        over = np.full(E, step % EPISODE == EPISODE - 1)
+        ours.add(frames, noise.integers(0, 6, E), np.zeros(E), over, np.zeros(E, bool))
     seen = noise.integers(0, 256, (REPLAY + 4, *FRAME), dtype=np.uint8)
     for step in range(REPLAY):
         over = np.array([step % EPISODE == EPISODE - 1])
@@ -245,23 +251,31 @@ def filled(device: torch.device) -> tuple[dict[str, Callable[[], Any]], dict[str
             before, after = seen[None, step : step + 4], seen[None, step + 1 : step + 5]
             buffer.add(before, after, np.array([step % 6]), np.zeros(1), over, [{}])
 
-    def sample() -> Any:
-        batch = ours.sample(32, noise)
-        return [getattr(batch, name).to(device) for name in batch.__dataclass_fields__]
+    def sample(minibatches: int) -> Any:
+        told = ours.sample(32 * minibatches, noise).to(device).minibatches(minibatches)
+        return [(batch.states, batch.successors) for batch in told]
 
-    draws = {"unmask": sample} | {name: lambda buffer=buffer: buffer.sample(32) for name, buffer in theirs.items()}
-    size = {"unmask": sum(x.nbytes for x in vars(ours).values() if isinstance(x, Tensor))}
+    draws: dict[str, tuple[Callable[[], Any], int]] = {
+        name: (lambda at_once=at_once: sample(at_once), at_once)
+        for name, at_once in {
+            "unmask": E // EVERY,
+            "unmask, of one game": 1,
+            "unmask, of 16 games": 16 // EVERY,
+        }.items()
+    }
+    draws |= {name: (lambda buffer=buffer: buffer.sample(32), 1) for name, buffer in theirs.items()}
+    size = {"unmask": sum(x.nbytes for x in vars(ours).values() if isinstance(x, np.ndarray | Tensor))}
     for name, buffer in theirs.items():
         size[name] = sum(x.nbytes for x in vars(buffer).values() if isinstance(x, np.ndarray))
     return draws, size
 
 
-def drawn(draw: Callable[[], Any], batches: int, device: torch.device) -> float:
-    """Samples a second."""
+def drawn(draw: Callable[[], Any], at_once: int, batches: int, device: torch.device) -> float:
+    """Transitions a second. at_once: minibatches of a draw."""
     for _ in range(20):
         draw()
     began = time.perf_counter()
-    for _ in range(batches):
+    for _ in range(batches // at_once):
         draw()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -304,12 +318,41 @@ def steps_a_second(device: torch.device, rounds: int, steps: int) -> dict[str, A
 
 def samples_a_second(device: torch.device, rounds: int, batches: int) -> dict[str, Any]:
     draws, size = filled(device)
-    contestants = {name: lambda turn, draw=draw: drawn(draw, batches, device) for name, draw in draws.items()}
+    contestants = {name: lambda turn, how=how: drawn(*how, batches, device) for name, how in draws.items()}
     found = turns(contestants, rounds, "samples_per_second")
     for name, taken in size.items():
         found[name] |= {"bytes": taken, "bytes_per_transition": taken / REPLAY, "times_ours": taken / size["unmask"]}
         print(f"{name:<42}{taken / REPLAY:>10,.0f} bytes a transition, {taken / size['unmask']:.2f} times ours")
     return {"transitions": REPLAY, "batches": batches, **found}
+
+
+# An hour of Pong
+
+PONG = (
+    "--env Pong --encoder nips --steps 1500000 --optimiser adam --double --n-step 3 --replay 200000 --learn-from 10000 "
+    "--exploration-steps 60000 --final-epsilon 0.02 --target-every 500"
+)
+LINES = 50
+"""Of the curve that is kept."""
+
+
+def pong(folder: Path, device: torch.device) -> dict[str, Any]:
+    """The run in `folder`, made or gone on with unless it is whole: what became of it, and its curve."""
+    run = Run(folder)
+    if not (folder / "result.json").is_file():
+        call = f"dqn {PONG} --device {device.type} --resume --out"
+        subprocess.run([sys.executable, "-m", "unmask", *call.split(), str(folder)], check=True)
+    result, history = run.read("result.json"), run.history()
+    (ROOT / "docs" / "pong.png").write_bytes(page.score_curve(history, result) or b"")
+    kept = ("verdict", "score", "random", "human_normalised", "steps", "frames", "updates", "seconds", "precision")
+    curve = []
+    for part in np.array_split(np.array(history), LINES):
+        scores = [score for line in part for score in line["scores"]]
+        means = {name: round(statistics.mean(line[name] for line in part), 4) for name in ("q", "q_spread", "ratio")}
+        told = {"episodes": len(scores), "score": round(statistics.mean(scores), 2) if scores else None}
+        curve.append({"step": part[-1]["step"], **told, **means})
+    print(f"pong: {result['sentence']}")
+    return {"command": f"unmask dqn {PONG}", **{name: result[name] for name in kept}, "curve": curve}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -328,7 +371,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2_000, help="steps a turn")
     parser.add_argument("--batches", type=int, default=1_000, help="minibatches a turn")
-    parser.add_argument("--only", choices=("steps", "replay"))
+    parser.add_argument("--only", choices=("steps", "replay", "pong"))
+    parser.add_argument("--run", type=Path, default=Path("runs/pong"), help="folder of the run of `pong`")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "dqn.json")
     settings = parser.parse_args()
@@ -337,11 +381,13 @@ def main() -> None:
         engine.keep_memory()  # as `unmask dqn` does; it helps the others as well
     results = json.loads(settings.out.read_text()) if settings.out.is_file() else {}
     there = results.setdefault(device.type, {})
-    said = {"machine": machine(device), "rounds": settings.rounds}
-    if settings.only != "replay":
-        there["steps"] = said | steps_a_second(device, settings.rounds, settings.steps)
-    if settings.only != "steps":
-        there["replay"] = said | samples_a_second(device, settings.rounds, settings.batches)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "steps": lambda: {"rounds": settings.rounds, **steps_a_second(device, settings.rounds, settings.steps)},
+        "replay": lambda: {"rounds": settings.rounds, **samples_a_second(device, settings.rounds, settings.batches)},
+        "pong": lambda: pong(settings.run, device),
+    }
+    for name in (settings.only,) if settings.only else parts:
+        there[name] = {"machine": machine(device), **parts[name]()}
     settings.out.write_text(json.dumps(results, indent=2) + "\n")
 
 

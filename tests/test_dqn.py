@@ -37,10 +37,12 @@ CPU = torch.device("cpu")
 
 def batch_of(seed, B=32, history=4, actions=6):
     draw = torch.Generator().manual_seed(seed)
-    states = torch.randint(0, 256, (2, B, history, 84, 84), dtype=torch.uint8, generator=draw)
+    frames = torch.randint(0, 256, (B, 2 * history, 84, 84), dtype=torch.uint8, generator=draw)
     rewards = torch.randint(-1, 2, (B,), generator=draw).float()
     discounts = 0.99 * (torch.rand(B, generator=draw) > 0.2)
-    return Transitions(states[0], torch.randint(actions, (B,), generator=draw), rewards, states[1], discounts)
+    return Transitions(
+        frames, torch.stack([torch.randint(actions, (B,), generator=draw), rewards, discounts], 1), history
+    )
 
 
 def test_updates_are_those_of_stable_baselines3():
@@ -112,9 +114,10 @@ def untrained(own, actions=3, seed=0):
         for p in agent.target.parameters():
             p.add_(0.3 * torch.randn_like(p))
     draw = torch.Generator().manual_seed(seed)
-    states = torch.randint(0, 256, (2, 16, 2, 8, 8), dtype=torch.uint8, generator=draw)
+    frames = torch.randint(0, 256, (16, 4, 8, 8), dtype=torch.uint8, generator=draw)
     rewards, discounts = torch.randn(16, generator=draw), 0.9 * (torch.rand(16, generator=draw) > 0.3)
-    return agent, Transitions(states[0], torch.randint(actions, (16,), generator=draw), rewards, states[1], discounts)
+    taken = torch.randint(actions, (16,), generator=draw)
+    return agent, Transitions(frames, torch.stack([taken, rewards, discounts], 1), 2)
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -245,13 +248,14 @@ def test_the_schedule_is_the_papers_for_ten_million_steps_and_shorter_in_proport
         10**4,
     )
     assert whole.log_every == 50_000 and whole.save_every == 100_000
-    assert Schedule.of(Settings(steps=50_000_000)) == dataclasses.replace(whole, log_every=250_000, save_every=250_000)
+    assert Schedule.of(Settings(steps=50_000_000)) == dataclasses.replace(whole, log_every=100_000)
     short = Schedule.of(Settings(steps=100_000))
     assert (short.replay, short.learn_from, short.exploration_steps, short.target_every) == (100_000, 5000, 10_000, 100)
     assert short.log_every == 496 and short.save_every == 4960  # of eight games
     asked = Settings(steps=100_000, replay=50, learn_from=0, exploration_steps=7, target_every=3)
     assert Schedule.of(asked) == Schedule(50, 0, 7, 3, 496, 496)
-    assert Schedule.of(Settings(), most=1000).replay == 1000
+    poor = Schedule.of(Settings(), most=600_000)
+    assert poor.replay == 500_000 and poor.replay + 2 * poor.save_every <= 600_000
     tiny = Schedule.of(Settings(steps=1, environments=3))
     assert tiny == Schedule(1, 0, 1, 1, 3, 3)
 
@@ -394,25 +398,27 @@ def test_it_learns_to_walk_to_the_treasure_from_anywhere(changes):
 class Blind(Replay):
     """What follows a state is said to be that state again."""
 
-    def at(self, e, t):
-        batch = super().at(e, t)
-        return dataclasses.replace(batch, successors=batch.states)
+    def at(self, rows):
+        batch = super().at(rows)
+        return dataclasses.replace(batch, frames=batch.states)
 
 
 class Shuffled(Replay):
     """Each reward is another transition's."""
 
-    def at(self, e, t):
-        batch = super().at(e, t)
-        return dataclasses.replace(batch, rewards=batch.rewards[torch.randperm(len(t))])
+    def at(self, rows):
+        batch = super().at(rows)
+        batch.told[:, 1] = batch.told[torch.randperm(len(rows)), 1]
+        return batch
 
 
 class Endless(Replay):
     """An episode's end is not seen."""
 
-    def at(self, e, t):
-        batch = super().at(e, t)
-        return dataclasses.replace(batch, discounts=torch.full_like(batch.discounts, 0.9))
+    def at(self, rows):
+        batch = super().at(rows)
+        batch.told[:, 2] = 0.9
+        return batch
 
 
 @pytest.mark.parametrize(
@@ -668,10 +674,11 @@ def test_a_lost_life_ends_what_is_learnt_but_not_the_game(life_loss):
     replay, told = remembered(games, life_loss=life_loss)
     ends = told["lost" if life_loss else "over"]
     assert told["lost"].sum() > told["over"].sum() + 6
-    assert np.array_equal(replay.terminal[:, :200].numpy(), ends)
-    assert np.array_equal(replay.starts[:, 1:200].numpy(), ends[:, :-1]) and replay.starts[:, 0].all()
+    assert np.array_equal(replay.told[:, :200, 2] == 0, ends)
+    alone = replay.runs[:, :200, 2] == replay.black  # of four frames and one more, the last but one of the state
+    assert np.array_equal(alone[:, 1:], ends[:, :-1]) and alone[:, 0].all()
     assert games.episodes.tolist() == told["over"].sum(1).tolist()
-    assert not replay.cut.any() and told["rewards"].max() <= 1  # the lowest rows of bricks
+    assert not replay.broken.any() and told["rewards"].max() <= 1  # the lowest rows of bricks
     games.close()
 
 
@@ -683,8 +690,8 @@ def test_an_episode_that_is_too_long_is_broken_off_and_has_no_successor(monkeypa
     assert told["cut"].sum() >= 9 and not told["over"].any()
     gaps = [np.diff(np.flatnonzero(row)) for row in told["cut"]]
     assert all(30 < gap <= 60 for row in gaps for gap in row)  # 240 frames are 60 steps, less those of doing nothing
-    assert np.array_equal(replay.cut[:, :200].numpy(), told["cut"]) and not replay.terminal.any()
-    assert np.array_equal(replay.starts[:, 1:200].numpy(), told["cut"][:, :-1])
+    assert np.array_equal(replay.broken[:, :200], told["cut"]) and replay.told[:, :200, 2].all()
+    assert np.array_equal(replay.runs[:, 1:200, 2] == replay.black, told["cut"][:, :-1])
     assert set(np.unique(told["rewards"])) <= {-1, 0, 1}
     games.close()
 

@@ -1,7 +1,7 @@
 """The replay holds what a list of whole transitions would, in a quarter of the room, and again after the process was killed."""
 
 from collections import Counter, deque
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,30 +26,27 @@ class Played:
     rewards: np.ndarray  # (T, E) float32
     terminal: np.ndarray  # (T, E) bool
     cut: np.ndarray  # (T, E) bool
-    starts: np.ndarray  # (T, E) bool
 
 
 def played(steps: int, environments: int, seed: int, ends: float) -> Played:
     """ends: the share of steps behind which an episode ends, half of them broken off."""
     draw, shape = np.random.default_rng(seed), (steps, environments)
     how = draw.random(shape)
-    ended = how < ends
-    starts = np.concatenate([np.ones((1, environments), bool), ended[:-1]])
     frames = draw.integers(1, 256, (*shape, *FRAME), dtype=np.uint8)  # never black
     actions, rewards = draw.integers(0, 18, shape), draw.standard_normal(shape).astype(np.float32)
-    return Played(frames, actions, rewards, how < ends / 2, ended & (how >= ends / 2), starts)
+    return Played(frames, actions, rewards, how < ends / 2, (how >= ends / 2) & (how < ends))
 
 
 def write(replay: Replay, game: Played, first: int, last: int) -> None:
     for t in range(first, last):
-        replay.add(*(torch.from_numpy(getattr(game, field.name)[t]) for field in fields(game)))
+        replay.add(torch.from_numpy(game.frames[t]), game.actions[t], game.rewards[t], game.terminal[t], game.cut[t])
 
 
 def naive(game: Played, e: int, history: int, n_step: int, discount: float) -> dict[int, SimpleNamespace]:
     """Every whole transition of an environment, by the frame it began with; those that were broken off are left out."""
     stacks, stack = [], deque(maxlen=history)
     for t, frame in enumerate(game.frames[:, e]):
-        if game.starts[t, e]:
+        if t == 0 or game.terminal[t - 1, e] or game.cut[t - 1, e]:
             stack.extend([np.zeros(FRAME, np.uint8)] * history)
         stack.append(frame)
         stacks.append(np.stack(stack))
@@ -92,11 +89,10 @@ def test_it_holds_what_a_list_of_whole_transitions_holds(
     assert len(replay) == environments * max(0, high - low)
     for e in range(environments):
         expected = naive(game, e, history, n_step, 0.9)
-        t = torch.arange(low, max(low, high))
-        broken = replay._broken(torch.full_like(t, e), t)
-        assert {int(each) for each in t[~broken]} == {each for each in expected if each >= low}
-        t = t[~broken]
-        got = replay.at(torch.full_like(t, e), t)
+        t = np.arange(low, max(low, high))
+        t = t[~replay.broken[e, t % replay.length]]
+        assert set(t.tolist()) == {each for each in expected if each >= low}
+        got = replay.at(e * replay.length + t % replay.length)
         assert got.states.shape == got.successors.shape == (len(t), history, *FRAME)
         assert got.states.dtype == got.successors.dtype == torch.uint8 and got.actions.dtype == torch.int64
         for row, each in enumerate(t.tolist()):
@@ -148,7 +144,7 @@ def replay_of(spare: int = SPARE) -> Replay:
 
 def drawn(replay: Replay) -> list[torch.Tensor]:
     batch = replay.sample(500, np.random.default_rng(3))
-    return [getattr(batch, field.name) for field in fields(batch)]
+    return [batch.frames, batch.told]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -209,7 +205,7 @@ def test_it_takes_less_than_a_third_of_the_room_of_stable_baselines3():
     buffers = pytest.importorskip("stable_baselines3.common.buffers")
     spaces = pytest.importorskip("gymnasium.spaces")
     ours = Replay(10_000)
-    size = sum(each.numel() * each.element_size() for each in vars(ours).values() if isinstance(each, torch.Tensor))
+    size = sum(each.nbytes for each in vars(ours).values() if isinstance(each, np.ndarray | torch.Tensor))
     assert size == pytest.approx(Replay.bytes_for(10_000), rel=1e-3)
     sizes = []
     for options in ({"optimize_memory_usage": True, "handle_timeout_termination": False}, {}):

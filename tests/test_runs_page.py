@@ -130,6 +130,31 @@ def chosen(page, name):
     return page.locator(f'#runs-verdicts .card:has(h3 span[title="{name}"])')
 
 
+def test_a_run_of_dqn_is_judged_by_its_score_and_not_by_its_loss(tmp_path):
+    def played(name, scores):
+        write(tmp_path / name, losses=[0.1] * 20, method="dqn")
+        stated = yaml.safe_load((tmp_path / name / "settings.yaml").read_text())
+        (tmp_path / name / "settings.yaml").write_text(yaml.safe_dump(stated | {"method": "dqn"}))
+        log = [json.loads(each) for each in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for each, score in zip(log, scores, strict=True):
+            told = {"q": 0.5, "q_spread": 0.3, "epsilon": 1.0 if each["step"] == 1 else 0.1}
+            each |= told | {"score": score, "scores": [score, score]}
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in log))
+        return records.record(name, tmp_path / name)
+
+    flat, rising = played("flat", [-20.0] * 20), played("rising", [*([-20.0] * 10), *range(-10, 0)])
+    assert flat.verdict is not None and flat.verdict.word == "no better than uninformed"
+    assert rising.verdict is not None and rising.verdict.word == "learning"
+    assert rising.verdict.sentence.startswith("a score of -5.5 [") and rising.score == (
+        "score so far",
+        -1.0,
+        None,
+        None,
+    )
+    assert "80 steps/s" in runs.progress(rising)
+    assert "spread of Q" in runs.curves_of([("#000", rising)], "steps", False)
+
+
 def test_two_runs_beside_each_other(address, visit):
     page = visit(address, "Runs")
     tick(page, "good")

@@ -120,8 +120,9 @@ class Schedule:
         """most: transitions that there is memory for."""
         steps, E = settings.steps, settings.environments
         updates = steps // settings.update_every
-        replay = settings.replay or min(1_000_000, steps, most)
-        log_every = max(1, steps // 200 // E) * E
+        # A fifth more is written over between two checkpoints
+        replay = settings.replay or min(1_000_000, steps, most * 5 // 6)
+        log_every = max(1, min(steps // 200, max(10_000, replay // 10)) // E) * E
         return Schedule(
             replay,
             min(50_000, steps // 20) if settings.learn_from is None else settings.learn_from,
@@ -280,8 +281,7 @@ class DQN(nn.Module):
         return of(q, y), of(y.mean().expand_as(y), y)
 
     def update(self, batch: Transitions) -> dict[str, Tensor]:
-        """One step of the optimiser, and every `target_every` of them the target network."""
-        batch = Transitions(*(getattr(batch, name).to(self.device) for name in batch.__dataclass_fields__))
+        """One step of the optimiser, and every `target_every` of them the target network. batch: on the agent's device."""
         loss, uninformed = self.loss(batch)
         self.optimiser.zero_grad()
         loss.backward()
@@ -338,7 +338,7 @@ def learn(
     seed: int = 0,
     title: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Play and learn, and return the log, some 200 lines. A line's "scores" are those of the episodes that ended since the last.
+    """Play and learn, and return the log: 200 lines or more, whose "scores" are those of the episodes that ended since the last.
 
     Killed at any moment and called again, it ends with the same weights and the same log, where the arithmetic of the device is
     repeatable. Raises health.Diverged when a loss or weight is NaN or infinite, and Stopped after SIGTERM or Ctrl-C.
@@ -361,9 +361,9 @@ def learn(
         random.bit_generator.state = json.loads(state["random"])
         replay.restore(file, state["replay"])
         games.restore(state["games"])
-        states, starts, running = state["states"], state["starts"].numpy(), state["running"].numpy()
+        states, running = state["states"], state["running"].numpy()
     else:
-        states, starts, running = begun(games.reset(), settings.history), np.ones(E, bool), np.zeros(E)
+        states, running = begun(games.reset(), settings.history), np.zeros(E)
     if run is not None:
         history = run.rewind(step)
     saved, stop = step, False
@@ -378,7 +378,7 @@ def learn(
         told |= {"totals": dict(totals), "count": count}  # a signal comes between two lines of the log
         told |= {"agent": agent.state_dict(), "optimiser": agent.optimiser.state_dict(), "replay": remembered}
         told |= {"random": json.dumps(random.bit_generator.state), "games": games.state(), "states": states}
-        run.save(step, told | {"starts": torch.from_numpy(starts), "running": torch.from_numpy(running)})
+        run.save(step, told | {"running": torch.from_numpy(running)})
         saved = step
 
     seeded = torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else [])
@@ -389,11 +389,13 @@ def learn(
             games.send(actions)
             last = (step + E) // schedule.log_every > step // schedule.log_every or step + E >= settings.steps
             before = health.snapshot(agent.q) if last else []
-            if step >= schedule.learn_from and len(replay):
+            updates = (step + E) // settings.update_every - step // settings.update_every
+            if step >= schedule.learn_from and len(replay) and updates:
                 if not len(held):
                     held = replay.sample(HELD, np.random.default_rng(seed_of(seed, 2))).states.clone()
-                for _ in range((step + E) // settings.update_every - step // settings.update_every):
-                    for name, value in agent.update(replay.sample(settings.batch_size, random)).items():
+                drawn = replay.sample(updates * settings.batch_size, random).to(agent.device)
+                for batch in drawn.minibatches(updates):
+                    for name, value in agent.update(batch).items():
                         totals[name] = totals[name] + value
                     count += 1
             waiting = time.perf_counter()
@@ -401,18 +403,17 @@ def learn(
             waited += time.perf_counter() - waiting
 
             ended = result.lost if settings.life_loss else result.over
-            cut = result.cut & ~ended
             rewards = np.sign(result.rewards) if settings.clip_rewards else result.rewards
-            told = (torch.from_numpy(each) for each in (actions, rewards, ended, cut, starts))
-            replay.add(states[:, -1], *told)
-            starts = ended | result.cut | result.over
-            states = follow(states, result.frames, starts)
+            replay.add(states[:, -1], actions, rewards, ended, result.cut & ~ended)
+            states = follow(states, result.frames, ended | result.cut)
             running = running + result.rewards
             scores += running[result.over].tolist()
             running = np.where(result.over | result.cut, 0.0, running)
             step += E
 
             stop = bool(caught)
+            if (last or stop) and not math.isfinite(float(totals["loss"])):
+                raise health.Diverged(f"the loss is NaN or infinite at step {step}")
             if last and count:
                 seconds = time.perf_counter() - since
                 means = {name: float(value) / count for name, value in totals.items()}
@@ -428,8 +429,8 @@ def learn(
                     "loader_wait": waited / seconds,
                     "seconds": seconds,
                 }
-                if not math.isfinite(means["loss"]) or not math.isfinite(line["q"]):
-                    raise health.Diverged(f"the loss or Q is NaN or infinite at step {step}")
+                if not math.isfinite(line["q"]):
+                    raise health.Diverged(f"Q is NaN or infinite at step {step}")
                 if line["q_spread"] < ALIKE and not any(each["q_spread"] < ALIKE for each in history):
                     words = f"at step {step:,} all states look alike to Q: stop, and take a third of the learning rate"
                     warn(f"[yellow]warning[/] {words}")

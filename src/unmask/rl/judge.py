@@ -18,6 +18,8 @@ EPSILON = 0.05
 """Share of random actions when an agent is judged (2015, Methods, "Evaluation procedure")."""
 AT_ONCE = 8
 """Games at once, when an agent is judged."""
+RECENT = 10
+"""Lines of the log by which a run that goes on is judged."""
 LONGEST_FILM = 1800
 """Steps of a film: two minutes."""
 
@@ -106,10 +108,7 @@ def verdict(
     if largest is not None and abs(q) > largest:
         return Verdict("diverged", f"Q is {q:,.0f}, though no future can be worth more than {largest:,.0f}", slower)
     if history[-1]["q_spread"] < ALIKE:
-        sentence = f"all states look alike to Q (their largest Q deviate by {history[-1]['q_spread']:.2g})"
-        return Verdict(
-            "collapsed", sentence, ("lower --lr to a third: too large steps leave units that nothing excites",)
-        )
+        return alike(history[-1])
     seen = f"a score of {own['mean']:,.1f} [{own['low']:,.1f}, {own['high']:,.1f}] over {own['episodes']} episodes, at random "
     seen += f"{random['mean']:,.1f} [{random['low']:,.1f}, {random['high']:,.1f}]"
     if own["low"] <= random["high"]:
@@ -127,3 +126,26 @@ def verdict(
         recent[-2 * len(recent) // 5 : -len(recent) // 5]
     )
     return Verdict("learning", seen, ("the score was still rising: more --steps",) if rising else ())
+
+
+def so_far(history: list[dict[str, Any]]) -> Verdict | None:
+    """The verdict on a run that goes on: the scores of its newest lines beside that of its first, which was played at random.
+    None before there are enough."""
+    if history[-1]["q_spread"] < ALIKE:
+        return alike(history[-1])
+    recent = [line["score"] for line in history[1:] if "score" in line][-RECENT:]
+    if history[0]["epsilon"] < 0.8 or "score" not in history[0] or len(recent) < RECENT:
+        return None
+    own, random = interval(recent), history[0]["score"]
+    seen = (
+        f"a score of {own['mean']:,.1f} [{own['low']:,.1f}, {own['high']:,.1f}] in the last {RECENT} lines of its log, "
+    )
+    word = "learning" if own["low"] > random else "no better than uninformed"
+    return Verdict(word, f"{seen}{random:,.1f} in the first, at random", ())
+
+
+def alike(line: dict[str, Any]) -> Verdict:
+    """Of a Q to which all states are the same."""
+    sentence = f"all states look alike to Q (their largest Q deviate by {line['q_spread']:.2g})"
+    advice = "lower --lr to a third: too large steps leave units that nothing excites"
+    return Verdict("collapsed", sentence, (advice,))

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from unmask import figures, report
 from unmask.report import section, text
@@ -162,28 +164,32 @@ def score_curve(history: list[dict[str, Any]], result: dict[str, Any]) -> bytes 
     width = min(WINDOW, len(y))
     means = np.convolve(y, np.ones(width) / width, "valid")
     axes.plot(x[width - 1 :], means, color=figures.BLUE, linewidth=2.4)
+    # Written where the curve is not: it begins at the one, and ends at the other
     lines = {
-        "at random": (result.get("random") or {}).get("mean"),
-        "a human": (result.get("published") or {}).get("human"),
+        ("at random", "right"): (result.get("random") or {}).get("mean"),
+        ("a human", "left"): (result.get("published") or {}).get("human"),
     }
-    for name, value in lines.items():
+    for (name, side), value in lines.items():
         if value is not None:
             axes.axhline(value, color=figures.VERMILION, linewidth=1.4, linestyle=(0, (5, 3)))
-            axes.annotate(name, (0.005, value), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          fontsize=11, color=figures.VERMILION)  # fmt: skip
-    figures.tidy(axes, "step", x)
+            axes.annotate(name, (0.995 if side == "right" else 0.005, value), (0, 4), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", fontsize=11, color=figures.VERMILION, ha=side)  # fmt: skip
+    along_steps(axes, x)
     axes.set_ylabel("score", fontsize=12, color=figures.GREY)
     axes.annotate(f"{means[-1]:,.1f}", (x[-1], means[-1]), (8, 0), textcoords="offset points", fontsize=12, color=figures.BLUE,
                   va="center", annotation_clip=False)  # fmt: skip
     return figures.png(drawn)
 
 
+def along_steps(axes: Axes, x: np.ndarray) -> None:
+    """No box, and steps as 750k."""
+    figures.tidy(axes, "step", x)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
 SMALL = (
-    ("q", "Q", "mean over held states of the best action's worth"),
-    ("q_spread", "spread of Q", "over the held states; 0 is collapse"),
+    *(panel for panel in figures.PANELS if panel[0] in ("q", "q_spread", "epsilon", "update_ratio")),
     ("ratio", "error", "of Q, relative to that of the best constant"),
-    ("epsilon", "epsilon", "share of actions at random"),
-    ("update_ratio", "size of a step", "relative to the weights"),
     ("images_per_second", "speed", "steps of the games a second"),
 )
 
@@ -197,7 +203,7 @@ def small_curves(history: list[dict[str, Any]]) -> bytes:
         axes.plot(
             x, y, color=figures.BLUE, linewidth=1.8, marker="o" if len(x) < 30 else None, markersize=4, clip_on=False
         )
-        figures.tidy(axes, "step", x)
+        along_steps(axes, x)
         axes.set_title(title, loc="left", fontsize=12.5, color=figures.INK, pad=22)
         axes.text(0, 1.035, hint, transform=axes.transAxes, fontsize=10.5, color=figures.GREY)
         if key == "ratio":

@@ -2,8 +2,8 @@
 
 A state is the last `history` frames of its episode, oldest first; before the episode's first frame there is black. A million
 transitions of 84 x 84 pixels are 6.6 GiB, where a buffer of states and their successors holds 53, and one of states 26.
-Frames of one environment lie behind one another in a ring, and the first of them once more behind the last, so that a state
-and all that follow it are one piece of memory, which a sample copies once.
+Frames of one environment lie behind one another in a ring: a sample copies a state and what followed it as one piece of memory,
+and what both have in common once. What n steps earned is added up when they are played, not when they are drawn.
 
 On disk are the same frames, appended; the ring is longer than the memory that is sampled by what is written between two
 checkpoints, twice. So what a checkpoint remembers is never written over before the next one is whole, and a run that was killed
@@ -21,21 +21,54 @@ from torch import Tensor
 
 from unmask.errors import BadInput
 
+ROWS = ("told", "broken", "runs", "age")
+"""Arrays that a checkpoint holds; frames are in a file of their own."""
+
 
 @dataclass(frozen=True)
 class Transitions:
     """A minibatch of B."""
 
-    states: Tensor
-    """(B, history, H, W) uint8."""
-    actions: Tensor
-    """(B,) int64."""
-    rewards: Tensor
-    """(B,) float32: of n steps, discounted."""
-    successors: Tensor
-    """(B, history, H, W) uint8: what n steps, or fewer at an episode's end, led to."""
-    discounts: Tensor
-    """(B,) float32: of what the successor is worth; 0 where the episode ended."""
+    frames: Tensor
+    """(B, history + n, H, W) uint8: a state, and what followed it for n steps; anything where the episode ended before."""
+    told: Tensor
+    """(B, 3) float32: what was done, what it earned in n steps, discounted, and the discount of what the successor is worth,
+    0 where the episode ended."""
+    history: int
+    """Frames that make up a state."""
+
+    @property
+    def states(self) -> Tensor:
+        """(B, history, H, W) uint8."""
+        return self.frames[:, : self.history]
+
+    @property
+    def successors(self) -> Tensor:
+        """(B, history, H, W) uint8: what n steps led to."""
+        return self.frames[:, -self.history :]
+
+    @property
+    def actions(self) -> Tensor:
+        """(B,) int64."""
+        return self.told[:, 0].long()
+
+    @property
+    def rewards(self) -> Tensor:
+        """(B,) float32."""
+        return self.told[:, 1]
+
+    @property
+    def discounts(self) -> Tensor:
+        """(B,) float32."""
+        return self.told[:, 2]
+
+    def minibatches(self, count: int) -> "list[Transitions]":
+        """So many of the same size, which `count` has to divide."""
+        parts = zip(self.frames.chunk(count), self.told.chunk(count), strict=True)
+        return [Transitions(frames, told, self.history) for frames, told in parts]
+
+    def to(self, device: torch.device) -> "Transitions":
+        return Transitions(self.frames.to(device), self.told.to(device), self.history)
 
 
 class Replay:
@@ -56,35 +89,43 @@ class Replay:
         self.capacity = max(capacity // environments, history + n_step + 1)
         """Of one environment."""
         self.length = self.capacity + 2 * -(-spare // environments)
-        self.span = history + n_step
-        """Frames from the first of a state to the last of its successor."""
-        self.powers = torch.tensor([discount**i for i in range(n_step + 1)])
+        self.black = environments * self.length
+        """The frame behind all others, which stands for what was before an episode."""
+        self.around = np.arange(1 - history, 1 + n_step)
+        """Steps of the frames of a state and what followed it, counted from the state's last."""
+        self.powers = discount ** np.arange(n_step + 1)
         try:
-            self.frames = torch.zeros(environments, self.length + self.span - 1, *frame, dtype=torch.uint8)
-        except RuntimeError:
-            raise BadInput(
-                f"a replay of {capacity:,} transitions needs {self.bytes_for(capacity, frame) / 2**30:.1f} GiB: lower --replay"
-            ) from None
+            # By numpy, which asks for pages of 2 MiB: frames are drawn from all over the memory
+            self.frames = torch.from_numpy(np.zeros((environments * self.length + 1, *frame), np.uint8))
+        except MemoryError:
+            needed = self.bytes_for(self.black, frame) / 2**30
+            raise BadInput(f"a replay of {capacity:,} transitions needs {needed:.1f} GiB: lower --replay") from None
         rows = (environments, self.length)
-        self.actions = torch.zeros(rows, dtype=torch.uint8)
-        self.rewards = torch.zeros(rows)
-        self.terminal = torch.zeros(rows, dtype=torch.bool)
-        """The episode ended with this transition: its successor is worth nothing."""
-        self.cut = torch.zeros(rows, dtype=torch.bool)
-        """The episode was broken off behind this transition: what its successor is, nobody saw."""
-        self.starts = torch.zeros(rows, dtype=torch.bool)
-        """The frame is the first of its episode."""
+        self.told = np.zeros((*rows, 3), np.float32)
+        """What was done; what the next n steps earned, discounted, as far as they were played; and the discount of what the
+        state n steps on is worth."""
+        self.broken = np.zeros(rows, bool)
+        """The episode was broken off within n steps: what they led to, nobody saw."""
+        self.runs = np.zeros((*rows, history + n_step), np.int32 if self.black < 2**31 else np.int64)
+        """Which frames make up the state, and follow it."""
+        self.age = np.zeros(environments, np.int32)
+        """Of the next frame."""
         self.written, self.saved = 0, 0
         """Frames of each environment, since the beginning: those in memory, and those on disk."""
 
     @staticmethod
     def bytes_for(capacity: int, frame: tuple[int, int] = (84, 84)) -> int:
-        """Memory that so many transitions take."""
-        return capacity * (frame[0] * frame[1] + 8)
+        """Memory that so many transitions of states of four frames take."""
+        return capacity * (frame[0] * frame[1] + 33)
 
     def __len__(self) -> int:
         """Transitions that may be sampled from."""
         return self.environments * max(0, self._newest - self._oldest)
+
+    @property
+    def ring(self) -> Tensor:
+        """The frames of each environment (E, length, H, W)."""
+        return self.frames[: self.black].view(self.environments, self.length, *self.frame)
 
     @property
     def _oldest(self) -> int:
@@ -98,67 +139,45 @@ class Replay:
         return max(0, self.written - self.n_step)
 
     def add(
-        self, frames: Tensor, actions: Tensor, rewards: Tensor, terminal: Tensor, cut: Tensor, starts: Tensor
+        self, frames: Tensor, actions: np.ndarray, rewards: np.ndarray, terminal: np.ndarray, cut: np.ndarray
     ) -> None:
-        """One step of every environment: what it showed (E, H, W) uint8, whether an episode began with it, what was done, and
-        what came of it (E,)."""
+        """One step of every environment: what it showed (E, H, W) uint8, what was done, and what came of it (E,): the reward,
+        whether the episode ended, and whether it was broken off. The next frame is then the first of another."""
         at = self.written % self.length
-        self.frames[:, at] = frames
-        if at < self.span - 1:
-            self.frames[:, self.length + at] = frames
-        self.actions[:, at], self.rewards[:, at] = actions.to(torch.uint8), rewards
-        self.terminal[:, at], self.cut[:, at], self.starts[:, at] = terminal, cut, starts
+        self.ring[:, at] = frames
+        first = self.length * np.arange(self.environments)[:, None]
+        before = self.age[:, None] < -self.around  # the episode began later: black
+        self.runs[:, at] = np.where(before, self.black, first + (at + self.around) % self.length)
+        self.told[:, at, 0], self.told[:, at, 1:], self.broken[:, at] = actions, (0, self.powers[-1]), False
+        for i in range(self.n_step):  # it belongs to the transition i steps ago as well, if that is of the same episode
+            then = (at - i) % self.length
+            self.told[:, then, 1] += np.where(self.age >= i, self.powers[i] * rewards, 0)
+            self.told[(self.age >= i) & terminal, then, 2] = 0
+            self.broken[:, then] |= (self.age >= i) & cut
+        self.age = np.where(terminal | cut, 0, self.age + 1).astype(np.int32)
         self.written += 1
 
-    def sample(self, batch_size: int, random: np.random.Generator) -> Transitions:
-        """Transitions (B,), each as likely as any other. ValueError while there are none."""
+    def sample(self, count: int, random: np.random.Generator) -> Transitions:
+        """Transitions (count,), each as likely as any other. ValueError while there are none."""
         low, high = self._oldest, self._newest
         if high <= low:
             raise ValueError("the replay is empty")
-        kept_e, kept_t = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-        while len(kept_t) < batch_size:  # those that were broken off are drawn anew
-            drawn = torch.from_numpy(random.integers(0, (high - low) * self.environments, batch_size - len(kept_t)))
-            e, t = drawn % self.environments, low + drawn // self.environments
-            whole = ~self._broken(e, t)
-            kept_e, kept_t = torch.cat([kept_e, e[whole]]), torch.cat([kept_t, t[whole]])
-        return self.at(kept_e, kept_t)
 
-    def _window(self, e: Tensor, t: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Indices (B, count) of the environments' steps from t + first on."""
-        return e[:, None], (t[:, None] + torch.arange(first, first + count)) % self.length
+        def draw(count: int) -> np.ndarray:
+            e, t = np.divmod(random.integers(0, self.environments * (high - low), count), high - low)
+            return e * self.length + (low + t) % self.length
 
-    def _broken(self, e: Tensor, t: Tensor) -> Tensor:
-        """Whether an episode is broken off within n steps, and did not end before. (B,)"""
-        ahead = self._window(e, t, 0, self.n_step)
-        ended = self.terminal[ahead].cumsum(1) > 0
-        return (self.cut[ahead] & ~ended).any(1)
+        rows = draw(count)
+        while count := np.count_nonzero(broken := self.broken.take(rows)):
+            rows[broken] = draw(count)  # anew, where it was broken off
+        return self.at(rows)
 
-    def at(self, e: Tensor, t: Tensor) -> Transitions:
-        """The transitions that began at frame t (B,), counted from the first ever written, of environments e (B,)."""
-        H, n, span = self.history, self.n_step, self.span
-        # A state and what follows it are one run of `span` frames, which may begin before the first frame
-        begin = (t - (H - 1)) % self.length
-        pixels = self.frame[0] * self.frame[1]
-        flat = self.frames.view(-1)
-        runs = flat.as_strided((flat.numel() // pixels - span + 1, span * pixels), (pixels, 1))
-        seen = runs.index_select(0, e * self.frames.shape[1] + begin).view(-1, span, *self.frame)
-
-        ahead = self._window(e, t, 0, n)
-        terminal = self.terminal[ahead]  # (B, n)
-        alive = torch.cat([torch.ones(len(t), 1, dtype=torch.bool), terminal.cumsum(1) == 0], 1)  # (B, n + 1)
-        rewards = (self.rewards[ahead] * alive[:, :n] * self.powers[:n]).sum(1)
-        states, successors = seen[:, :H], seen[:, n:]
-        # What lies before the beginning of an episode is black. Few states are so near to it
-        behind = self._window(e, t, 1 - H, span)
-        starts = self.starts[behind] | (t[:, None] + torch.arange(1 - H, 1 - H + span) == 0)  # (B, span)
-        if (near := starts.any(1)).any():
-            old, new = _before(starts[near, :H]), _before(starts[near, n:])  # (b, H)
-            states, successors = states.clone(), successors.clone()
-            states[near] = states[near].masked_fill(old[:, :, None, None], 0)
-            successors[near] = successors[near].masked_fill(new[:, :, None, None], 0)
-        return Transitions(
-            states, self.actions[e, t % self.length].long(), rewards, successors, alive[:, n] * self.powers[n]
-        )
+    def at(self, rows: np.ndarray) -> Transitions:
+        """The transitions (B,) of `rows`, which count the steps of one environment's ring after another's."""
+        wanted = self.runs.reshape(-1, len(self.around)).take(rows, 0)  # (B, history + n)
+        frames = self.frames.index_select(0, torch.from_numpy(wanted.ravel())).view(*wanted.shape, *self.frame)
+        told = torch.from_numpy(self.told.reshape(-1, 3).take(rows, 0))
+        return Transitions(frames, told, self.history)
 
     # On disk
 
@@ -172,12 +191,12 @@ class Replay:
                     at = step % self.length
                     count = min(self.written - step, self.length - at)
                     opened.seek((e * self.length + at) * pixels)
-                    opened.write(self.frames[e, at : at + count].numpy().data)
+                    opened.write(self.ring[e, at : at + count].numpy().data)
                     step += count
             opened.flush()
             os.fsync(opened.fileno())
         self.saved = self.written
-        rows = {name: getattr(self, name).clone() for name in ("actions", "rewards", "terminal", "cut", "starts")}
+        rows = {name: torch.from_numpy(getattr(self, name).copy()) for name in ROWS}
         return {"written": self.written, "shape": [self.environments, self.length, *self.frame], **rows}
 
     def restore(self, file: Path, state: dict[str, Any]) -> None:
@@ -186,17 +205,11 @@ class Replay:
         if state["shape"] != shape or not file.is_file():
             raise BadInput(f"{file} does not hold the frames of this run: they were moved, or --replay was changed")
         self.written = self.saved = int(state["written"])
-        for name in ("actions", "rewards", "terminal", "cut", "starts"):
-            getattr(self, name).copy_(state[name])
+        for name in ROWS:
+            getattr(self, name)[:] = state[name].numpy()
         there, pixels = min(self.written, self.length), self.frame[0] * self.frame[1]
         with file.open("rb") as opened:
             for e in range(self.environments):
                 opened.seek(e * self.length * pixels)
-                if opened.readinto(self.frames[e, :there].numpy().data.cast("B")) < there * pixels:
+                if opened.readinto(self.ring[e, :there].numpy().data.cast("B")) < there * pixels:
                     raise BadInput(f"{file} is shorter than its checkpoint says: it was damaged; begin the run anew")
-        self.frames[:, self.length :] = self.frames[:, : self.span - 1]
-
-
-def _before(starts: Tensor) -> Tensor:
-    """Which frames (B, H) lie before the last beginning among them: those of another episode, or of none."""
-    return starts.flip(1).cumsum(1).flip(1) - starts.int() > 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask.rl import judge
 from unmask.training import health
 from unmask.training.state import Lines, Stamp, at, document, history, number, stamp, state, words
 
@@ -95,8 +96,15 @@ class Record:
                 number(self.probe, "knn", "trained", "low"),
                 number(self.probe, "knn", "trained", "high"),
             )
+        if (value := number(self.result, "score", "mean")) is not None:
+            return "score", value, number(self.result, "score", "low"), number(self.result, "score", "high")
         for line in reversed(self.log):
-            for key, called in (("knn", "k-NN"), ("test_accuracy", "accuracy"), ("test_miou", "mIoU")):
+            for key, called in (
+                ("score", "score"),
+                ("knn", "k-NN"),
+                ("test_accuracy", "accuracy"),
+                ("test_miou", "mIoU"),
+            ):
                 if (value := number(line, key)) is not None:
                     return f"{called} so far", value, None, None
         return None
@@ -112,8 +120,10 @@ class Record:
             return None
         lr = number(self.settings, "settings", "lr") or 0.0
         try:
-            found = health.judge(list(self.log), lr, lr)
+            found = judge.so_far(list(self.log)) if self.method == "dqn" else health.judge(list(self.log), lr, lr)
         except (KeyError, TypeError, ValueError, ArithmeticError):  # a log of another making
+            return None
+        if found is None:
             return None
         going = ("train longer", "the loss was still falling")  # it will be, anyway
         return health.Verdict(

@@ -304,7 +304,8 @@ def progress(run: Record) -> str:
     done = min(1.0, run.step / run.steps) if run.steps else 0.0
     said = [f"step {run.step:,}{of(run)}"]
     if run.log:
-        said.append(f"{health.median([line['images_per_second'] for line in run.log[-11:]]):,.0f} images/s")
+        rate = health.median([line["images_per_second"] for line in run.log[-11:]])
+        said.append(f"{rate:,.0f} {'steps' if run.method == 'dqn' else 'images'}/s")
     if run.left:
         said.append(f"{duration(run.left)} left")
     bar = f'<div class="bar"><span style="width:{done:.1%}"></span></div>'
