@@ -196,9 +196,10 @@ def test_frames_that_are_missing_short_or_of_another_run_are_refused_in_one_line
     assert "\n" not in str(refused.value)
 
 
-def test_a_replay_that_does_not_fit_says_how_much_it_needs():
-    with pytest.raises(BadInput, match=r"of 10,000,000,000,000 transitions needs [\d.]+ GiB: lower --replay"):
-        Replay(10**13)
+@pytest.mark.parametrize("capacity", [10**13, 10**16])
+def test_a_replay_that_does_not_fit_says_how_much_it_needs(capacity):
+    with pytest.raises(BadInput, match=rf"of {capacity:,} transitions needs [\d.]+ GiB: lower --replay"):
+        Replay(capacity)
 
 
 def test_it_takes_less_than_a_third_of_the_room_of_stable_baselines3():

@@ -97,7 +97,7 @@ class Replay:
         try:
             # By numpy, which asks for pages of 2 MiB: frames are drawn from all over the memory
             self.frames = torch.from_numpy(np.zeros((environments * self.length + 1, *frame), np.uint8))
-        except MemoryError:
+        except (MemoryError, ValueError):  # more than there is, or than can be counted
             needed = self.bytes_for(self.black, frame) / 2**30
             raise BadInput(f"a replay of {capacity:,} transitions needs {needed:.1f} GiB: lower --replay") from None
         rows = (environments, self.length)
@@ -168,8 +168,8 @@ class Replay:
             return e * self.length + (low + t) % self.length
 
         rows = draw(count)
-        while count := np.count_nonzero(broken := self.broken.take(rows)):
-            rows[broken] = draw(count)  # anew, where it was broken off
+        while anew := np.count_nonzero(broken := self.broken.take(rows)):
+            rows[broken] = draw(anew)
         return self.at(rows)
 
     def at(self, rows: np.ndarray) -> Transitions:
