@@ -169,7 +169,7 @@ class Replay:
 
         rows = draw(count)
         while anew := np.count_nonzero(broken := self.broken.take(rows)):
-            rows[broken] = draw(anew)
+            rows[broken] = draw(int(anew))
         return self.at(rows)
 
     def at(self, rows: np.ndarray) -> Transitions:
