@@ -372,7 +372,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2_000, help="steps a turn")
     parser.add_argument("--batches", type=int, default=1_000, help="minibatches a turn")
     parser.add_argument("--only", choices=("steps", "replay", "pong"))
-    parser.add_argument("--run", type=Path, default=Path("runs/pong"), help="folder of the run of `pong`")
+    parser.add_argument("--run", type=Path, default=Path("runs/pong-hour"), help="folder of the run of `pong`")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "dqn.json")
     settings = parser.parse_args()

@@ -148,6 +148,12 @@ def given(file: str) -> set[str]:
     return found
 
 
+def test_the_hour_of_pong_that_is_told_of_is_the_one_that_is_advised():
+    told = json.loads((RESULTS / "dqn.json").read_text())["cpu"]["pong"]["command"]
+    advised = (DOCS / "dqn.md").read_text().split("### On little hardware")[1].split("```")[1].replace("\\\n", "")
+    assert sorted(advised.replace("--out runs/pong-hour", "").split()) == sorted(told.split())
+
+
 def test_each_verdict_has_its_place():
     """With a picture, what to do, and a row of the table at the top; a study's, too."""
     text = (DOCS / "working.md").read_text()

@@ -132,7 +132,7 @@ def chosen(page, name):
 
 def test_a_run_of_dqn_is_judged_by_its_score_and_not_by_its_loss(tmp_path):
     def played(name, scores):
-        write(tmp_path / name, losses=[0.1] * 20, method="dqn")
+        write(tmp_path / name, losses=[0.1] * 20)
         stated = yaml.safe_load((tmp_path / name / "settings.yaml").read_text())
         (tmp_path / name / "settings.yaml").write_text(yaml.safe_dump(stated | {"method": "dqn"}))
         log = [json.loads(each) for each in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
