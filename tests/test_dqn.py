@@ -663,7 +663,7 @@ def remembered(games, **changes):
 
     games.receive = receive
     assert learn(agent, games, replay, Schedule.of(own)) == []
-    told = {name: np.stack([getattr(step, name) for step in results], 1) for name in ("rewards", "lost", "over", "cut")}
+    told = {name: np.stack([getattr(step, name) for step in results]) for name in ("rewards", "lost", "over", "cut")}
     return replay, told
 
 
@@ -674,10 +674,10 @@ def test_a_lost_life_ends_what_is_learnt_but_not_the_game(life_loss):
     replay, told = remembered(games, life_loss=life_loss)
     ends = told["lost" if life_loss else "over"]
     assert told["lost"].sum() > told["over"].sum() + 6
-    assert np.array_equal(replay.told[:, :200, 2] == 0, ends)
-    alone = replay.runs[:, :200, 2] == replay.black  # of four frames and one more, the last but one of the state
-    assert np.array_equal(alone[:, 1:], ends[:, :-1]) and alone[:, 0].all()
-    assert games.episodes.tolist() == told["over"].sum(1).tolist()
+    assert np.array_equal(replay.told[:200, :, 2] == 0, ends)
+    alone = replay.runs[:200, :, 2] == replay.black  # of four frames and one more, the last but one of the state
+    assert np.array_equal(alone[1:], ends[:-1]) and alone[0].all()
+    assert games.episodes.tolist() == told["over"].sum(0).tolist()
     assert not replay.broken.any() and told["rewards"].max() <= 1  # the lowest rows of bricks
     games.close()
 
@@ -688,10 +688,10 @@ def test_an_episode_that_is_too_long_is_broken_off_and_has_no_successor(monkeypa
     games = atari.Games("pong", 3, 0)
     replay, told = remembered(games)
     assert told["cut"].sum() >= 9 and not told["over"].any()
-    gaps = [np.diff(np.flatnonzero(row)) for row in told["cut"]]
+    gaps = [np.diff(np.flatnonzero(row)) for row in told["cut"].T]
     assert all(30 < gap <= 60 for row in gaps for gap in row)  # 240 frames are 60 steps, less those of doing nothing
-    assert np.array_equal(replay.broken[:, :200], told["cut"]) and replay.told[:, :200, 2].all()
-    assert np.array_equal(replay.runs[:, 1:200, 2] == replay.black, told["cut"][:, :-1])
+    assert np.array_equal(replay.broken[:200], told["cut"]) and replay.told[:200, :, 2].all()
+    assert np.array_equal(replay.runs[1:200, :, 2] == replay.black, told["cut"][:-1])
     assert set(np.unique(told["rewards"])) <= {-1, 0, 1}
     games.close()
 

@@ -90,9 +90,9 @@ def test_it_holds_what_a_list_of_whole_transitions_holds(
     for e in range(environments):
         expected = naive(game, e, history, n_step, 0.9)
         t = np.arange(low, max(low, high))
-        t = t[~replay.broken[e, t % replay.length]]
+        t = t[~replay.broken[t % replay.length, e]]
         assert set(t.tolist()) == {each for each in expected if each >= low}
-        got = replay.at(e * replay.length + t % replay.length)
+        got = replay.at(t % replay.length * environments + e)
         assert got.states.shape == got.successors.shape == (len(t), history, *FRAME)
         assert got.states.dtype == got.successors.dtype == torch.uint8 and got.actions.dtype == torch.int64
         for row, each in enumerate(t.tolist()):

@@ -25,7 +25,7 @@ ROWS = ("told", "broken", "runs", "age")
 """Arrays that a checkpoint holds; frames are in a file of their own."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Transitions:
     """A minibatch of B."""
 
@@ -100,7 +100,7 @@ class Replay:
         except (MemoryError, ValueError):  # more than there is, or than can be counted
             needed = self.bytes_for(self.black, frame) / 2**30
             raise BadInput(f"a replay of {capacity:,} transitions needs {needed:.1f} GiB: lower --replay") from None
-        rows = (environments, self.length)
+        rows = (self.length, environments)  # so those that may be drawn lie behind one another
         self.told = np.zeros((*rows, 3), np.float32)
         """What was done; what the next n steps earned, discounted, as far as they were played; and the discount of what the
         state n steps on is worth."""
@@ -147,33 +147,28 @@ class Replay:
         self.ring[:, at] = frames
         first = self.length * np.arange(self.environments)[:, None]
         before = self.age[:, None] < -self.around  # the episode began later: black
-        self.runs[:, at] = np.where(before, self.black, first + (at + self.around) % self.length)
-        self.told[:, at, 0], self.told[:, at, 1:], self.broken[:, at] = actions, (0, self.powers[-1]), False
+        self.runs[at] = np.where(before, self.black, first + (at + self.around) % self.length)
+        self.told[at, :, 0], self.told[at, :, 1:], self.broken[at] = actions, (0, self.powers[-1]), False
         for i in range(self.n_step):  # it belongs to the transition i steps ago as well, if that is of the same episode
             then = (at - i) % self.length
-            self.told[:, then, 1] += np.where(self.age >= i, self.powers[i] * rewards, 0)
-            self.told[(self.age >= i) & terminal, then, 2] = 0
-            self.broken[:, then] |= (self.age >= i) & cut
+            self.told[then, :, 1] += np.where(self.age >= i, self.powers[i] * rewards, 0)
+            self.told[then, (self.age >= i) & terminal, 2] = 0
+            self.broken[then] |= (self.age >= i) & cut
         self.age = np.where(terminal | cut, 0, self.age + 1).astype(np.int32)
         self.written += 1
 
     def sample(self, count: int, random: np.random.Generator) -> Transitions:
         """Transitions (count,), each as likely as any other. ValueError while there are none."""
-        low, high = self._oldest, self._newest
+        low, high = self._oldest * self.environments, self._newest * self.environments
         if high <= low:
             raise ValueError("the replay is empty")
-
-        def draw(count: int) -> np.ndarray:
-            e, t = np.divmod(random.integers(0, self.environments * (high - low), count), high - low)
-            return e * self.length + (low + t) % self.length
-
-        rows = draw(count)
+        rows = random.integers(low, high, count) % self.broken.size
         while anew := np.count_nonzero(broken := self.broken.take(rows)):
-            rows[broken] = draw(int(anew))
+            rows[broken] = random.integers(low, high, anew) % self.broken.size
         return self.at(rows)
 
     def at(self, rows: np.ndarray) -> Transitions:
-        """The transitions (B,) of `rows`, which count the steps of one environment's ring after another's."""
+        """The transitions (B,) of `rows`, which count all environments of one step of the ring after those of another."""
         wanted = self.runs.reshape(-1, len(self.around)).take(rows, 0)  # (B, history + n)
         frames = self.frames.index_select(0, torch.from_numpy(wanted.ravel())).view(*wanted.shape, *self.frame)
         told = torch.from_numpy(self.told.reshape(-1, 3).take(rows, 0))
@@ -197,11 +192,11 @@ class Replay:
             os.fsync(opened.fileno())
         self.saved = self.written
         rows = {name: torch.from_numpy(getattr(self, name).copy()) for name in ROWS}
-        return {"written": self.written, "shape": [self.environments, self.length, *self.frame], **rows}
+        return {"written": self.written, "shape": [*self.broken.shape, *self.frame], **rows}
 
     def restore(self, file: Path, state: dict[str, Any]) -> None:
         """Take up what `save` returned, with the frames in `file`. BadInput if they are not of this replay."""
-        shape = [self.environments, self.length, *self.frame]
+        shape = [*self.broken.shape, *self.frame]
         if state["shape"] != shape or not file.is_file():
             raise BadInput(f"{file} does not hold the frames of this run: they were moved, or --replay was changed")
         self.written = self.saved = int(state["written"])
