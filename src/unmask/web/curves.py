@@ -57,7 +57,7 @@ def panel(
         for v in down.ticks(4)
     ]
     lines += [
-        f'<text x="{across(v):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{brief(v)}</text>'
+        f'<text x="{min(across(v), WIDTH - 16):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{brief(v)}</text>'
         for v in across.ticks(5)
     ]
     lines.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{text(unit)}</text>')

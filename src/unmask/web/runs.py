@@ -28,6 +28,11 @@ UNITS = ("steps", "epochs", "minutes")
 LOGARITHMIC = ("loss", "grad_norm", "update_ratio")
 """What is drawn on a logarithmic axis where it spans more than a factor of 20."""
 FROM_ZERO = ("rank", "feature_std", "lr", "images_per_second", "loader_wait")
+GAMES = {
+    "images_per_second": ("steps per second", "playing and learning together"),
+    "loader_wait": ("time spent waiting for the games", "of all time"),
+}
+"""What figures.PANELS call otherwise, where all that was chosen are games."""
 PICTURES = {
     "reconstruction": "reconstruction",
     "found": "what it finds",
@@ -72,7 +77,7 @@ def tab(shelf: Shelf, page: gr.Blocks) -> None:
     verdicts = gr.HTML(elem_id="runs-verdicts")
     with gr.Row(visible=False) as along:
         unit = gr.Radio(UNITS, value="steps", label="Curves along", elem_id="runs-unit", scale=2, min_width=260)
-        log = gr.Checkbox(False, label="logarithmic", elem_id="runs-log", scale=1, min_width=180)
+        log = gr.Checkbox(False, label="logarithmic", elem_id="runs-log", scale=1)
     drawn = gr.HTML(elem_id="runs-curves")
     beside = gr.HTML(elem_id="runs-beside")
     which = gr.Dropdown([], label="Pictures", visible=False, elem_id="runs-picture")
@@ -335,8 +340,9 @@ def curves_of(there: Sequence[tuple[str, Record]], unit: str, log: bool) -> str:
             "loss, of a model's that learnt nothing", "1 is nothing learnt", [*shares, nothing], unit, log, wide(shares)
         ),
     ]
+    games = GAMES if all(run.method == "dqn" for _, run in there) else {}
     for key, title, hint in PANELS:
-        of_it = lines(key)
+        of_it, (title, hint) = lines(key), games.get(key, (title, hint))
         floor = 0.0 if key in FROM_ZERO else None
         drawn.append(panel(title, hint, of_it, unit, log, key in LOGARITHMIC and wide(of_it), floor))
     return f'{legend(there)}<div class="curves">{"".join(drawn)}</div>'
