@@ -225,7 +225,7 @@ class RMSProp(torch.optim.Optimizer):
                 mean, square = self.state[p]["mean"], self.state[p]["square"]
                 mean.lerp_(p.grad, 1 - group["alpha"])
                 square.mul_(group["alpha"]).addcmul_(p.grad, p.grad, value=1 - group["alpha"])
-                spread = (square - mean.square() + group["eps"]).sqrt()
+                spread = torch.addcmul(square, mean, mean, value=-1).add_(group["eps"]).sqrt_()
                 p.addcdiv_(p.grad, spread, value=-group["lr"])
 
 
