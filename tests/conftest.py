@@ -116,8 +116,9 @@ def visit(chromium):
     """Opens an address in a browser window of its own; fails if the page asks another host, or its scripts fail."""
     contexts, wrong = [], []
 
-    def open_page(address, tab=None, width=1280, height=900):
-        context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=width < 600)
+    def open_page(address, tab=None, width=1280, height=900, scheme="light"):
+        viewport = {"width": width, "height": height}
+        context = chromium.new_context(viewport=viewport, has_touch=width < 600, color_scheme=scheme)
         contexts.append(context)
         context.set_default_timeout(60_000)
         own = (f"{address}/", "data:", "blob:")

@@ -152,7 +152,40 @@ def test_a_run_of_dqn_is_judged_by_its_score_and_not_by_its_loss(tmp_path):
         None,
     )
     assert "80 steps/s" in runs.progress(rising)
-    assert "spread of Q" in runs.curves_of([("#000", rising)], "steps", False)
+    drawn = runs.curves_of([("#000", rising)], "steps", False)
+    assert "spread of Q" in drawn and "steps per second" in drawn and "images per second" not in drawn
+
+
+CONTRAST = """(selector) => {
+  const pixel = document.createElement("canvas").getContext("2d");
+  const light = (colours) => {
+    for (const colour of colours) { pixel.fillStyle = colour; pixel.fillRect(0, 0, 1, 1); }
+    const parts = [...pixel.getImageData(0, 0, 1, 1).data].slice(0, 3).map((part) => part / 255);
+    const [r, g, b] = parts.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = getComputedStyle(document.body).backgroundColor;
+  const contrasts = [...document.querySelectorAll(selector)].map((shown) => {
+    const ink = getComputedStyle(shown)[shown instanceof SVGElement ? "fill" : "color"];
+    const [low, high] = [light([paper]), light([paper, ink])].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  });
+  return [paper, Math.min(...contrasts), contrasts.length];
+}"""
+"""The colour of the page, and the least contrast of texts with it (WCAG 2.2, "relative luminance" and "contrast ratio")."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_said_beside_can_be_read_by_day_and_by_night(address, visit, scheme):
+    page = visit(address, "Runs", scheme=scheme)
+    page.locator(".curve small").first.wait_for()
+    papers = set()
+    for selector in (".picks .count", ".picks thead th", ".picks .state", ".curve small", ".curve svg text", ".ends b"):
+        paper, contrast, texts = page.evaluate(CONTRAST, selector)
+        papers.add(paper)
+        assert texts and contrast >= 4.5, (selector, contrast)
+    (paper,) = papers
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
 
 
 def test_two_runs_beside_each_other(address, visit):
