@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unmask import models
 from unmask.errors import BadInput
 from unmask.rl import atari, judge
 from unmask.rl.dqn import (
     DQN,
     Convolutions,
+    Encoded,
     QNetwork,
     RMSProp,
     Schedule,
@@ -341,12 +343,12 @@ SMALL = Settings(
 )  # fmt: skip
 
 
-def small(seed=0, kind=Replay, **changes):
+def small(seed=0, kind=Replay, trunk=None, **changes):
     """An agent for the corridor, the corridor, its replay, and its schedule."""
     own = dataclasses.replace(SMALL, **changes)
     schedule = Schedule.of(own)
     torch.manual_seed(seed)
-    q = QNetwork(Flat(own.history * 64), Corridor.actions, own.duelling)
+    q = QNetwork(trunk or Flat(own.history * 64), Corridor.actions, own.duelling)
     agent = DQN(q, Corridor.actions, own, schedule.target_every, CPU, "float32")
     games = Corridor(own.environments, seed)
     memory = (
@@ -393,6 +395,18 @@ def test_it_learns_to_walk_to_the_treasure_from_anywhere(changes):
     )  # three steps, some of them at random, are worth less than the best
     found, worth = agent.values(states).max(1).values, 0.9 ** torch.arange(4.0, -1, -1)
     torch.testing.assert_close(found, worth, atol=off, rtol=0)
+
+
+def test_an_encoder_of_ours_learns_it_too():
+    torch.manual_seed(0)
+    encoder = models.build("vit-lite-2/4", image_size=(8, 8), channels=SMALL.history)
+    trunk = Encoded(encoder, (0.5,) * SMALL.history, (0.5,) * SMALL.history)
+    agent, games, replay, schedule = small(trunk=trunk, steps=2000)
+    before = [each.clone() for each in encoder.parameters() if each.requires_grad]
+    learn(agent, games, replay, schedule)
+    assert score(agent) == 1.0
+    after = [each for each in encoder.parameters() if each.requires_grad]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 class Blind(Replay):
