@@ -208,6 +208,8 @@ def small_curves(history: list[dict[str, Any]]) -> bytes:
         axes.text(0, 1.035, hint, transform=axes.transAxes, fontsize=10.5, color=figures.GREY)
         if key == "ratio":
             axes.axhline(1, color=figures.VERMILION, linewidth=1.2, linestyle=(0, (5, 3)))
-        if key not in ("q", "update_ratio"):
+            axes.set_yscale("log")  # while no rewards come the best constant is right, and all else far off
+            axes.yaxis.set_major_formatter("{x:g}")
+        elif key not in ("q", "update_ratio"):
             axes.set_ylim(0, None)
     return figures.png(drawn)
