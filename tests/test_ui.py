@@ -231,6 +231,8 @@ def test_it_is_used_with_a_finger_on_a_telephone(address, visit):
     page = visit(address, width=390, height=844)
     expect(page.locator("#painted p.note")).to_contain_text("12 of 16")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    padding = "parseFloat(getComputedStyle(document.querySelector('.main.fillable')).paddingLeft)"
+    assert 12 <= page.evaluate(padding) < 20
     box = page.locator("#paint canvas").bounding_box()
     page.locator("#paint canvas").tap(position={"x": box["width"] / 8, "y": box["height"] / 8})
     page.wait_for_function("!document.querySelector('#painted p.note').innerText.startsWith('12 ')")
